@@ -1,0 +1,64 @@
+"""What cannot go together: one table of (strategy × feature), with the reason and the mend, read before anything is launched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainer.choices import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One cell: strategies that cannot run with `key` at `value`. key: dotted; a group's name stands for its choice."""
+
+    strategies: tuple[str, ...]
+    key: str
+    value: Any
+    reason: str
+    mend: str
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        strategies=("zero2", "fsdp"),
+        key="optim",
+        value="muon",
+        reason="Muon orthogonalizes whole matrices, and each rank of this strategy holds only a part of every matrix",
+        mend="optim=adamw, or strategy=ddp",
+    ),
+)
+
+
+def refuse_unsupported(config: Config) -> None:
+    """Raise ConfigError naming both sides, the reason and the mend, where a configuration meets a cell of the table."""
+    for refusal in REFUSALS:
+        if config.strategy.name in refusal.strategies and value_at(config, refusal.key) == refusal.value:
+            raise ConfigError(
+                f"strategy={config.strategy.name} cannot run with {refusal.key}={refusal.value}: {refusal.reason}; "
+                f"set {refusal.mend}; it runs with {refusal.key}={refusal.value} under {allowed(refusal)}"
+            )
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value under a dotted key; of a choice, its name."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return getattr(config, "name", config)
+
+
+def allowed(refusal: Refusal) -> str:
+    """The strategies that a feature does run under."""
+    from trainer.choices import groups
+
+    return "|".join(name for name in sorted(groups()["strategy"]) if name not in refusal.strategies)
+
+
+def markdown() -> str:
+    """The table as printed in the docs."""
+    rows = ["| strategy | with | why not | instead |", "|---|---|---|---|"]
+    rows += [f"| {', '.join(cell.strategies)} | {cell.key}={cell.value} | {cell.reason} | {cell.mend} |" for cell in REFUSALS]
+    return "\n".join(rows)

@@ -1,0 +1,26 @@
+"""One process: no group, nothing to reduce."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer.choices import choice
+from trainer.strategies import Placement, Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.config import Config
+    from trainer.distributed import World
+    from trainer.strategies import BuildOptimizer
+
+
+@choice
+class Single(Strategy):
+    """One device, everything on it."""
+
+    name: str = "single"
+    processes: ClassVar[int | None] = 1
+
+    def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+        raise NotImplementedError

@@ -1,0 +1,25 @@
+"""ZeRO: DeepSpeed partitions optimizer state and gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trainer.choices import choice
+from trainer.strategies import Placement, Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.config import Config
+    from trainer.distributed import World
+    from trainer.strategies import BuildOptimizer
+
+
+@choice
+class Zero2(Strategy):
+    """Moments, masters and gradients partitioned."""
+
+    name: str = "zero2"
+
+    def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+        raise NotImplementedError
