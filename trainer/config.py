@@ -1,0 +1,214 @@
+"""The typed configuration of a run, the checks that span its fields, and its identity.
+
+`Config` is what a Hydra composition becomes and what every rank reads back from the frozen `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+
+from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement
+from trainer.data.sources import Source
+from trainer.data.tokenizers import Tokenizer
+from trainer.models import Model
+from trainer.optim import Optim
+from trainer.schedules import Schedule
+from trainer.settings import Checkpoint, Device, Precision, Survival, Tracking
+from trainer.strategies import Strategy
+from trainer.tasks import Task
+
+
+@dataclasses.dataclass
+class Resume:
+    """How a run directory that already exists is treated."""
+
+    extend: bool = placement(False, help="go on with a changed budget, under the schedule of the new one")
+    overwrite: bool = placement(False, help="start anew, dropping what the run directory holds")
+
+
+@dataclasses.dataclass
+class Init:
+    """Where the first weights come from, beside the model's own initialization."""
+
+    run: str | None = identity(None, help="weights of another run: runs/x or runs/x@step")
+
+
+@dataclasses.dataclass
+class Config:
+    """One run, completely."""
+
+    name: str = placement("${model.name}-${task.name}", help="the run's name")
+    output_dir: str = placement("runs/${name}", help="the run directory itself")
+    seed: int = identity(0, help="of every random draw")
+    steps: int | None = identity(None, help="budget in optimizer steps")
+    tokens: int | None = identity(None, help="budget in real tokens")
+    epochs: float | None = identity(None, help="budget in passes over the rows")
+    global_batch: int = identity(64, help="rows of an optimizer step, over all devices")
+    sequence_length: int = identity(256, help="tokens of a row")
+    micro_batch: Union[int, str] = placement("auto", help="rows a device takes at once, or auto")  # noqa: UP007 (OmegaConf)
+    deterministic: bool = placement(False, help="bit-equal repetition on GPUs, slower")
+    eval_every: int | None = placement(None, help="steps between evaluations; there is always one at the end")
+    save_every: int | None = placement(None, help="steps between checkpoints; there is always one at the end")
+    log_every: int = placement(10, help="steps between lines of metrics.jsonl")
+    resume: Resume = placement(default_factory=Resume)
+    init: Init = identity(default_factory=Init)
+
+    model: Model = MISSING
+    tokenizer: Tokenizer = MISSING
+    task: Task = MISSING
+    data: Source = MISSING
+    optim: Optim = MISSING
+    schedule: Schedule = MISSING
+    strategy: Strategy = MISSING
+    precision: Precision = MISSING
+    launcher: Any = MISSING
+    device: Device = MISSING
+    tracking: Tracking = MISSING
+    checkpoint: Checkpoint = MISSING
+    survival: Survival = MISSING
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir)
+
+
+GROUPS = ("model", "tokenizer", "task", "data", "optim", "schedule", "strategy", "precision", "launcher", "device",
+          "tracking", "checkpoint", "survival")  # fmt: skip
+BUDGETS = ("steps", "tokens", "epochs")
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot run, and contradictions between fields. Raises ConfigError naming the dotted key."""
+    from trainer.strategies.matrix import refuse_unsupported
+
+    given = [key for key in BUDGETS if getattr(config, key) is not None]
+    if len(given) != 1:
+        have = ", ".join(f"{key}={getattr(config, key)}" for key in given) or "none"
+        raise ConfigError(f"steps|tokens|epochs: exactly one budget is needed, {have} given; e.g. steps=1000")
+    for key in (*given, "global_batch", "sequence_length", "log_every", "eval_every", "save_every"):
+        value = getattr(config, key)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{key}: {value}; must be positive")
+    if isinstance(config.micro_batch, str) and config.micro_batch != "auto" or not isinstance(config.micro_batch, str) and config.micro_batch < 1:
+        raise ConfigError(f"micro_batch: {config.micro_batch!r}; allowed: auto, or a number of rows from 1")
+    if not re.fullmatch(r"[\w.,=@+-][\w.,=@+ -]*", config.name):
+        raise ConfigError(f"name: {config.name!r}; allowed: letters, digits and . , = @ + - _")
+    positions = getattr(config.model, "positions", None)
+    if positions is not None and config.sequence_length > positions:
+        raise ConfigError(
+            f"sequence_length: {config.sequence_length} is longer than model.positions: {positions}; "
+            f"set sequence_length={positions} or model.positions={config.sequence_length}"
+        )
+    config.task.compatible(config.model)
+    refuse_unsupported(config)
+
+
+def roles(config: Config) -> dict[str, str]:
+    """Dotted key → identity or placement, for every leaf."""
+    found: dict[str, str] = {}
+
+    def walk(value: Any, prefix: str, default: str) -> None:
+        for field in dataclasses.fields(value):
+            role = field.metadata.get("role", default)
+            inner = getattr(value, field.name)
+            key = f"{prefix}{field.name}"
+            if isinstance(inner, Choice):
+                walk(inner, f"{key}.", inner.role)
+            elif dataclasses.is_dataclass(inner):
+                walk(inner, f"{key}.", role)
+            else:
+                found[key] = role
+
+    walk(config, "", PLACEMENT)
+    return found
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values only: enums by name, nested dataclasses as dictionaries."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries → dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def identity_of(config: Config) -> dict[str, Any]:
+    """The dotted keys that decide what is computed, with their values."""
+    kinds = roles(config)
+    return {key: value for key, value in flatten(to_dict(config)).items() if _role(key, kinds) == IDENTITY}
+
+
+def _role(key: str, kinds: dict[str, str]) -> str:
+    # A leaf below a free-form dictionary field (data.columns.text) takes the role of the field.
+    while key not in kinds and "." in key:
+        key = key.rsplit(".", 1)[0]
+    return kinds.get(key, PLACEMENT)
+
+
+def digest(config: Config) -> str:
+    """A short hash of the identity keys: two runs with the same digest compute the same."""
+    text = json.dumps(identity_of(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+SECRET = re.compile(r"(^|[._-])(api_?key|key|token|secret|password)s?$", re.IGNORECASE)
+
+
+def redacted(tree: Any, name: str = "") -> Any:
+    """A copy with the value of every name that looks like a secret replaced."""
+    if isinstance(tree, dict):
+        return {key: redacted(value, str(key)) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [redacted(value, name) for value in tree]
+    return "<redacted>" if isinstance(tree, str) and tree and SECRET.search(name) else tree
+
+
+def dump(config: Config) -> str:
+    """The frozen YAML: complete, resolved, secrets redacted."""
+    return yaml.safe_dump(redacted(to_dict(config)), sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(path: Path | str) -> Config:
+    """A typed Config from a frozen `config.yaml`, without Hydra. What the file names is looked up, never executed."""
+    return from_dict(yaml.safe_load(Path(path).read_text()))
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """A typed, checked Config from plain values, each group built by the class that its `name` registers.
+
+    Where `launcher` is not registered (in a rank) it stays plain values.
+    """
+    load_choices()
+    built: dict[str, Any] = {}
+    for group in GROUPS:
+        if group not in groups():
+            continue
+        built[group] = OmegaConf.merge(OmegaConf.structured(find(group, tree[group]["name"])), tree[group])
+    rest = {key: value for key, value in tree.items() if key not in built}
+    merged = OmegaConf.merge(OmegaConf.structured(Config), built, rest)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config
+
+
+__all__ = ["BUDGETS", "GROUPS", "Config", "ConfigError", "base", "check", "digest", "dump", "from_dict", "identity_of", "load", "redacted", "roles"]

@@ -1,0 +1,60 @@
+"""The order of samples: a bijection of the rows for every pass, in constant time and memory.
+
+Position p of a run is row `permute(seed, p // N, p % N)` of a table of N rows. So the data state of a checkpoint is one integer, a seek
+is free, and the order knows nothing of ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.streams import hash_array, mix
+
+_ROUNDS = 4
+
+
+def permute(seed: int, epoch: int, positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Rows at positions of one pass over `size` rows: a Feistel network on the next power of four, cycle-walked into range.
+
+    Luby and Rackoff (1988) for the network, Black and Rogaway (2002) for the walk: fewer than four rounds of it on average.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = [mix(seed, "order", epoch, number) for number in range(_ROUNDS)]
+
+    def network(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = values >> np.uint64(half), values & mask
+        for key in keys:
+            left, right = right, left ^ (hash_array(key, right) & mask)
+        return (left << np.uint64(half)) | right
+
+    values = network(positions.astype(np.uint64))
+    outside = values >= size
+    while outside.any():
+        values[outside] = network(values[outside])
+        outside = values >= size
+    return values.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Position → (row, pass) over a table of `size` rows. shuffle=False: as the table has them (evaluation)."""
+
+    seed: int
+    size: int
+    shuffle: bool = True
+
+    def at(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and passes of the positions [start, stop)."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        epochs, places = positions // self.size, positions % self.size
+        if not self.shuffle:
+            return places, epochs
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            inside = epochs == epoch
+            rows[inside] = permute(self.seed, int(epoch), places[inside], self.size)
+        return rows, epochs

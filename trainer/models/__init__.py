@@ -1,0 +1,38 @@
+"""Which network: choices that build a transformers model, the packed attention, heads and losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer.choices import Choice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHOICES = ("gpt2", "bert", "pretrained")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model must know of the tokenizer."""
+
+    size: int
+    bos: int | None = None
+    eos: int | None = None
+    pad: int | None = None
+
+    @property
+    def padded(self) -> int:
+        """Rows of the embedding: the size rounded up to a multiple of 64, which tensor cores want."""
+        return -(-self.size // 64) * 64
+
+
+class Model(Choice, group="model"):
+    """A network by its sizes, or a pretrained one."""
+
+    objectives: ClassVar[tuple[str, ...]] = ()
+
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+        """The model with the head of an objective (`causal`, `pretraining`), fp32, on the CPU, from the default generator."""
+        raise NotImplementedError

@@ -1,0 +1,47 @@
+"""BERT (Devlin et al. 2018) by its sizes, from scratch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer.choices import ConfigError, choice, identity
+from trainer.models import Model, Vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@choice
+class BERT(Model):
+    """BERT from scratch; the sizes are options."""
+
+    name: str = "bert"
+    layers: int = identity(12, help="transformer blocks")
+    hidden: int = identity(768, help="width")
+    heads: int = identity(12, help="attention heads")
+    intermediate: int | None = identity(None, help="width of the feed-forward layer; default 4 × hidden")
+    positions: int = identity(512, help="longest sequence")
+    dropout: float = identity(0.0, help="everywhere; 0 keeps the curve the same at any number of devices")
+
+    objectives: ClassVar[tuple[str, ...]] = ("pretraining",)
+
+    def check(self) -> None:
+        if self.hidden % self.heads:
+            raise ConfigError(f"model.hidden: {self.hidden} is not a multiple of model.heads: {self.heads}")
+
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+        from transformers import BertConfig, BertForPreTraining
+
+        return BertForPreTraining(
+            BertConfig(
+                vocab_size=vocabulary.padded,
+                hidden_size=self.hidden,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                intermediate_size=self.intermediate or 4 * self.hidden,
+                max_position_embeddings=self.positions,
+                hidden_dropout_prob=self.dropout,
+                attention_probs_dropout_prob=self.dropout,
+                pad_token_id=vocabulary.pad,
+            )
+        )

@@ -1,0 +1,58 @@
+"""Learning-rate schedules: pure functions of the batch index."""
+
+from __future__ import annotations
+
+import math
+
+from trainer.choices import Choice, ConfigError, choice, identity
+
+
+class Schedule(Choice, group="schedule"):
+    """The factor on every group's base rate, as a pure function of the batch index."""
+
+    def factor(self, step: int, steps: int) -> float:
+        """Factor for the batch at index `step` (from 0) of `steps`. A dropped step uses its slot like any other."""
+        raise NotImplementedError
+
+
+@choice
+class Constant(Schedule):
+    """Warm-up, then the base rate."""
+
+    name: str = "constant"
+    warmup: float = identity(0.05, help="share of the budget over which the rate rises from 0")
+
+    def check(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"schedule.warmup: {self.warmup}; a share of the budget, from 0 to below 1")
+
+    def decay(self, progress: float) -> float:
+        """The factor after warm-up; progress runs from 0 to 1."""
+        return 1.0
+
+    def factor(self, step: int, steps: int) -> float:
+        warm = self.warmup * steps
+        if step + 1 <= warm:
+            return (step + 1) / warm
+        return self.decay(min(1.0, (step + 1 - warm) / max(1.0, steps - warm)))
+
+
+@choice
+class Linear(Constant):
+    """Warm-up, then a straight line down to min_factor."""
+
+    name: str = "linear"
+    min_factor: float = identity(0.0, help="factor at the end of the budget")
+
+    def decay(self, progress: float) -> float:
+        return 1.0 + (self.min_factor - 1.0) * progress
+
+
+@choice
+class Cosine(Linear):
+    """Warm-up, then half a cosine down to min_factor."""
+
+    name: str = "cosine"
+
+    def decay(self, progress: float) -> float:
+        return self.min_factor + (1.0 - self.min_factor) * 0.5 * (1.0 + math.cos(math.pi * progress))

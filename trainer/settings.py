@@ -1,0 +1,133 @@
+"""Choices that are settings more than behaviour: precision, device, tracking, checkpoint, survival.
+
+Each is a config group, so that a cluster or a team can keep its own as one YAML file.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from trainer.choices import Choice, ConfigError, choice, placement
+
+
+class Precision(Choice, group="precision"):
+    """The arithmetic of a step; parameters, moments and reductions are fp32 in all of them."""
+
+    @property
+    def autocast(self) -> str | None:
+        """Name of the torch dtype that matrix products run in, or None for fp32 throughout."""
+        return None
+
+
+@choice
+class FP32(Precision):
+    """fp32 throughout."""
+
+    name: str = "fp32"
+
+
+@choice
+class BF16(Precision):
+    """bf16 products by autocast; fp32 master weights, moments and reductions."""
+
+    name: str = "bf16"
+
+    @property
+    def autocast(self) -> str | None:
+        return "bfloat16"
+
+
+class Device(Choice, group="device", role="placement"):
+    """What the ranks run on."""
+
+    kind = "auto"
+
+
+@choice
+class AutoDevice(Device):
+    """Every GPU that is visible, else the CPU."""
+
+    name: str = "auto"
+    threads: int | None = placement(None, help="CPU threads of a rank; default: its share of the cores")
+    peak_tflops: float | None = placement(None, help="peak of one device for MFU; default: from its name, none for a CPU")
+
+
+@choice
+class CPU(AutoDevice):
+    """The CPU, also where there are GPUs."""
+
+    name: str = "cpu"
+    kind = "cpu"
+
+
+@choice
+class CUDA(AutoDevice):
+    """NVIDIA GPUs; an error where there are none."""
+
+    name: str = "cuda"
+    kind = "cuda"
+
+
+class WandbMode(str, Enum):
+    """How Weights & Biases is used; `auto` is online with a key and a network, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    off = "off"
+
+
+class Tracking(Choice, group="tracking", role="placement"):
+    """Where figures go, beside metrics.jsonl, which is always written."""
+
+
+@choice
+class DefaultTracking(Tracking):
+    """W&B (offline by itself without a key or a network), the progress line and the report."""
+
+    name: str = "default"
+    wandb: WandbMode = placement(WandbMode.auto, help="auto | online | offline | off")
+    project: str = placement("shardloom", help="W&B project")
+    entity: str | None = placement(None, help="W&B entity")
+    tags: list[str] = placement(default_factory=list, help="W&B tags")
+    ledger: bool = placement(False, help="write the row ids of every step to ledger/, for audits")
+
+
+class Checkpoint(Choice, group="checkpoint", role="placement"):
+    """How many checkpoints are kept."""
+
+
+@choice
+class DefaultCheckpoint(Checkpoint):
+    """Written at every save_every steps, at a stop, and at the end."""
+
+    name: str = "default"
+    keep: int = placement(2, help="newest checkpoints that are kept")
+
+    def check(self) -> None:
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep: {self.keep}; at least 1, or a resume would have nothing to start from")
+
+
+class NanPolicy(str, Enum):
+    """What happens after a step whose gradient was not finite; its update is dropped in either case."""
+
+    halt = "halt"
+    skip = "skip"
+
+
+class Survival(Choice, group="survival", role="placement"):
+    """What a run does when something fails."""
+
+
+@choice
+class DefaultSurvival(Survival):
+    """Restart dead ranks from the newest checkpoint; halt on a step that is not finite."""
+
+    name: str = "default"
+    nan: NanPolicy = placement(NanPolicy.halt, help="halt | skip")
+    restarts: int = placement(3, help="restarts without a new checkpoint in between before the run gives up")
+    timeout_seconds: float = placement(1800.0, help="how long a collective may wait")
+
+

@@ -1,0 +1,84 @@
+"""Where a run's state lives: one file a strategy. A strategy knows no objective, and the loop knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainer.choices import Choice
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from trainer.checkpoint.pieces import Piece, Read
+    from trainer.config import Config
+    from trainer.distributed import World
+
+    BuildOptimizer = Callable[[Iterator[tuple[str, torch.nn.Parameter]]], torch.optim.Optimizer]
+
+CHOICES = ("single", "ddp", "zero", "fsdp")
+
+
+class Strategy(Choice, group="strategy", role="placement"):
+    """How state is placed on devices."""
+
+    # None: any number of processes.
+    processes: ClassVar[int | None] = None
+
+    def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+        """Put a task's module and its optimizer on the devices of this world."""
+        raise NotImplementedError
+
+
+class Placement:
+    """All that the loop sees of an engine.
+
+    module: what the loop calls; forward(batch) → {term: sum of losses}, autocast included.
+    data_rank, data_size: this rank's place among those that take different rows.
+    """
+
+    module: nn.Module
+    data_rank: int
+    data_size: int
+
+    def accumulate(self, loss: torch.Tensor, last: bool) -> None:
+        """Backward of one micro-batch. loss: this rank's share of the global objective; the engine's mean over ranks is undone here."""
+        raise NotImplementedError
+
+    def finish(self, lr_factor: float, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip, step every group at its base rate × lr_factor, clear gradients.
+
+        Returns (global gradient norm before clipping, 1.0 if the update was applied and 0.0 if it was dropped as non-finite),
+        both scalars on the device, without waiting for them.
+        """
+        raise NotImplementedError
+
+    def discard(self) -> torch.Tensor:
+        """Drop the accumulated gradients; the norm they had, as a device scalar. No parameter, moment or counter changes."""
+        raise NotImplementedError
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of the state by name; over all ranks each tensor is tiled exactly once."""
+        raise NotImplementedError
+
+    def load(self, read: Read) -> None:
+        """Set parameters, moments and step counts from a checkpoint: this rank's share."""
+        raise NotImplementedError
+
+    def load_parameters(self, read: Read) -> None:
+        """Set parameters alone (weights of another run)."""
+        raise NotImplementedError
+
+    def gathered(self) -> AbstractContextManager[nn.Module]:
+        """Whole parameters for export and generation; entered by every rank, of use on rank 0."""
+        raise NotImplementedError
+
+    def state_table(self) -> list[dict[str, Any]]:
+        """Rows {kind, dtype, bytes} of what this rank holds: parameters, gradients, moments, and the dtype of reductions."""
+        raise NotImplementedError
+
+    def shares(self) -> dict[str, int]:
+        """kind → most bytes that theory lets this rank hold: the proof at start compares `state_table` with it."""
+        raise NotImplementedError

@@ -1,0 +1,94 @@
+"""What is learned: one file an objective. A task knows no device and no number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainer.choices import Choice
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from trainer.config import Config
+    from trainer.data.corpus import Corpus, Split
+    from trainer.data.rows import RowWriter
+    from trainer.models import Model
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One sample of a step: a row in one pass over the table. counted=False: a filler, whose targets are left out."""
+
+    row: int
+    epoch: int
+    counted: bool = True
+
+
+@dataclass
+class Batch:
+    """A micro-batch, packed without padding.
+
+    inputs: tensors [1, tokens] and whatever else the module's forward reads, by name.
+    lengths: tokens of each packed document, in order; known on the host.
+    targets: term → number of targets, known on the host.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    lengths: tuple[int, ...]
+    targets: dict[str, int]
+    tokens: int = 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on a device, copied without waiting where memory is pinned."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(moved, self.lengths, self.targets, self.tokens)
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return Batch({name: tensor.pin_memory() for name, tensor in self.inputs.items()}, self.lengths, self.targets, self.tokens)
+
+
+class Task(Choice, group="task"):
+    """An objective: how rows are made of documents, batches of rows, losses of batches."""
+
+    # term → weight in the objective.
+    terms: ClassVar[dict[str, float]] = {}
+    # The head that this objective needs: a key of a model's `objectives`.
+    objective: ClassVar[str] = ""
+    # Whether documents are kept as sentences (with their boundaries) or as one run of tokens after a separator.
+    sentences: ClassVar[bool] = False
+    tokenizer_kind: ClassVar[str] = "bpe"
+
+    def compatible(self, model: Model) -> None:
+        """Raise ConfigError where the model has no head for this objective."""
+        from trainer.choices import ConfigError
+
+        if model.objectives and self.objective not in model.objectives:
+            raise ConfigError(
+                f"task={self.name} needs a model with a {self.objective} head, but model={model.name} has {', '.join(model.objectives)}"
+            )
+
+    def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
+        """Write the static row table of one split, once, at prepare."""
+        raise NotImplementedError
+
+    def collate(self, split: Split, picks: Sequence[Pick]) -> Batch:
+        """A micro-batch from rows of the table; a pure function of its arguments."""
+        raise NotImplementedError
+
+    def module(self, config: Config, corpus: Corpus) -> nn.Module:
+        """What the strategies wrap: forward(batch) → {term: sum of losses}; the Hugging Face model at `.model`.
+
+        In evaluation mode the forward may return further sums, which `metrics` reads."""
+        raise NotImplementedError
+
+    def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
+        """Figures of an evaluation, beside its losses, from sums and target counts over all its samples."""
+        return {}
+
+    def baselines(self, corpus: Corpus) -> dict[str, float]:
+        """Figures to beat, counted on the data once at prepare and kept beside it."""
+        return {}
