@@ -1,0 +1,80 @@
+"""metrics.jsonl and events.jsonl: one JSON object a line, appended whole, readable after a crash."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+
+
+class Lines:
+    """An append-only file of JSON objects. A line is one write, so a killed process leaves at most one torn line, which readers skip."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            # The process before was killed, or met a full disk, within a line.
+            os.write(self._file, b"\n")
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one object; figures that are not finite become null, which every JSON reader takes."""
+        os.write(self._file, (json.dumps(finite(line), default=str, allow_nan=False) + "\n").encode())
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file in their order, without torn lines; none where there is no file."""
+    if not path.is_file():
+        return []
+    found = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                found.append(line)
+    return found
+
+
+@dataclass(frozen=True)
+class Past:
+    """What earlier attempts of a run leave for its goodput.
+
+    started: time of the first attempt's start, in seconds since the epoch; None for a new run. useful_seconds: of steps that still count.
+    """
+
+    started: float | None = None
+    useful_seconds: float = 0.0
+
+
+def past(run_dir: Path, resumed_at: int) -> Past:
+    """What is kept of earlier attempts by one that starts from step `resumed_at`."""
+    from trainer.metrics import useful_seconds
+
+    metrics, events = read(run_dir / METRICS), read(run_dir / EVENTS)
+    times = [line["time"] for line in (*events, *metrics) if isinstance(line.get("time"), (int, float))]
+    return Past(min(times, default=None), useful_seconds(metrics, resumed_at))
+
+
+def finite(value: Any) -> Any:
+    """A copy with every float that is not finite replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value

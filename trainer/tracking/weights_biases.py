@@ -1,0 +1,226 @@
+"""Weights & Biases, in a thread of its own: whatever it meets, training neither waits nor fails.
+
+Online with a key and a host that answers, else offline; an offline run ends with the command that uploads it.
+"""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import queue
+import shlex
+import sys
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from trainer.settings import DefaultTracking, WandbMode
+from trainer.tracking.redaction import redacted_words
+
+ID_FILE = "wandb.json"
+QUEUE_LINES = 1000
+PROBE_SECONDS = 3.0
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 20.0
+_DEFAULT_HOST = "https://api.wandb.ai"
+_END = "end"
+
+
+class WeightsAndBiases:
+    """The mirror of a run at W&B.
+
+    settings: the tracking choice. config: already redacted. say: prints a line to the person.
+    """
+
+    def __init__(self, settings: DefaultTracking, config: dict[str, Any], run_dir: Path, name: str, say: Callable[[str], None]):
+        self.settings, self.config, self.run_dir, self.name, self.say = settings, config, run_dir, name, say
+        self.mode, self.dropped, self.folder = "", 0, ""
+        self._run: Any = None
+        self._lines: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue(QUEUE_LINES)
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, figures: dict[str, Any]) -> None:
+        """Queue a line; dropped, and counted, where the queue is full."""
+        self._put("log", {_grouped(key): value for key, value in figures.items() if _is_figure(value)} | {"step": step})
+
+    def event(self, kind: str, step: int | None) -> None:
+        """Queue an event: a mark on the step axis."""
+        if step is not None:
+            self._put("log", {f"event/{kind}": 1, "step": step})
+
+    def finish(self, summary: dict[str, Any], seconds: float = FINISH_SECONDS) -> None:
+        """Write the summary and end the run, in bounded time; print how to upload an offline one."""
+        self._put("summary", summary)
+        # Full at the end: W&B hangs, and there is nobody to take the end either.
+        self._put(_END, {})
+        self._thread.join(seconds + 1.0)
+        if self._thread.is_alive():
+            self._abandon()
+        if self.dropped:
+            self.say(f"W&B: {self.dropped} lines were left out, it did not keep up; metrics.jsonl has all")
+        if self.folder and self.mode == "offline":
+            self.say(f"W&B is offline; upload with: {self.sync_command()}")
+
+    def sync_command(self) -> str:
+        """The command that uploads every attempt of this run."""
+        folders = sorted(str(path) for path in (self.run_dir / "wandb").glob("offline-run-*"))
+        return shlex.join(["wandb", "sync", *folders])
+
+    def _put(self, kind: str, content: dict[str, Any]) -> None:
+        try:
+            self._lines.put_nowait((kind, content))
+        except queue.Full:
+            self.dropped += 1
+
+    def _work(self) -> None:
+        try:
+            self.mode, reason = decide(self.settings.wandb)
+            if self.mode == "off":
+                return self._drain()
+            if not self._open(self.mode):
+                self.mode, reason = "offline", f"{_host()} refused or did not answer"
+                if not self._open(self.mode):
+                    return self._drain()
+            self.say(f"W&B: {getattr(self._run, 'url', None) if self.mode == 'online' else f'offline, {reason}'}")
+            self._take()
+        except Exception as error:  # Whatever W&B raises, training goes on.
+            self.say(f"W&B: stopped, {type(error).__name__}: {error}; metrics.jsonl has everything")
+            self._drain()
+
+    def _take(self) -> None:
+        while True:
+            kind, content = self._lines.get()
+            if kind == "log":
+                self._run.log(content)
+            elif kind == "summary":
+                self._run.summary.update(content)
+            else:
+                self._run.finish()
+                return
+
+    def _drain(self) -> None:
+        while self._lines.get()[0] != _END:
+            pass
+
+    def _open(self, mode: str) -> bool:
+        import wandb
+
+        options = wandb.Settings(
+            # Nothing of W&B's own collecting: it records the words of the command line as they are, and writes to our terminal.
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            disable_git=True,
+            disable_code=True,
+            console="off",
+            silent=True,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+        )
+        try:
+            self._run = wandb.init(
+                mode="online" if mode == "online" else "offline",
+                id=run_id(self.run_dir),
+                resume="allow",
+                dir=str(self.run_dir),
+                name=self.name,
+                project=self.settings.project,
+                entity=self.settings.entity,
+                tags=list(self.settings.tags),
+                config={**self.config, "command": shlex.join(redacted_words(sys.argv))},
+                settings=options,
+            )
+        except Exception as error:
+            self.say(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
+            return False
+        self.folder = str(Path(self._run.settings.sync_dir))
+        # Steps repeat after a restart; W&B's own counter would refuse them, an axis of ours does not.
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        return True
+
+    def _abandon(self) -> None:
+        """Leave W&B behind where it hangs: its process is ended, else its exit hook would hold up ours."""
+        import psutil
+
+        self.say(f"W&B: gave up waiting; what it has is in {self.run_dir / 'wandb'}")
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.kill()
+
+
+def decide(wanted: WandbMode, probe_seconds: float = PROBE_SECONDS) -> tuple[str, str]:
+    """online | offline | off, and why not online. `WANDB_MODE` counts where the configuration says auto."""
+    mode = wanted.value
+    if wanted is WandbMode.auto and os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        mode = "off" if os.environ["WANDB_MODE"] == "disabled" else "offline"
+    if mode == "off":
+        return "off", ""
+    if mode == "offline":
+        return "offline", "as configured"
+    if not has_key():
+        return "offline", "no WANDB_API_KEY and no login"
+    if not answers(_host(), probe_seconds):
+        return "offline", f"{_host()} does not answer"
+    return "online", ""
+
+
+def has_key() -> bool:
+    """Whether there is a key in the environment or a login in netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(str(path)).authenticators(urlsplit(_host()).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def answers(url: str, seconds: float) -> bool:
+    """Whether a host answers HTTP at all within so many seconds, name lookup and proxy included."""
+    found = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            found.set()
+        except urllib.error.HTTPError:
+            found.set()
+        except (OSError, ValueError):
+            pass
+
+    # A thread, because a name lookup knows no time-out.
+    asking = threading.Thread(target=ask, name="wandb-probe", daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return found.is_set()
+
+
+def run_id(run_dir: Path) -> str:
+    """The id of this run at W&B, the same over all its attempts; kept in the run directory."""
+    path = run_dir / ID_FILE
+    try:
+        return str(json.loads(path.read_text())["id"])
+    except (OSError, ValueError, KeyError):
+        made = uuid.uuid4().hex[:12]
+        path.write_text(json.dumps({"id": made}) + "\n")
+        return made
+
+
+def _host() -> str:
+    return os.environ.get("WANDB_BASE_URL", _DEFAULT_HOST).rstrip("/")
+
+
+def _grouped(key: str) -> str:
+    # W&B lays panels out by the part before the slash.
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
