@@ -1,0 +1,82 @@
+"""Which accelerators this host shows to a process, counted without importing torch, which takes seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class GPUs:
+    """present: in this host (or container). visible: left by CUDA_VISIBLE_DEVICES. usable: the installed torch can drive them."""
+
+    present: int
+    visible: int
+    usable: bool = True
+    variable: str | None = None
+
+    @property
+    def count(self) -> int:
+        return self.visible if self.usable else 0
+
+    def why(self) -> str:
+        """What there is, on which host, and which variable hides some of it."""
+        host = socket.gethostname()
+        text = f"{self.visible} of {self.present} GPUs visible on {host}"
+        if self.variable is not None:
+            text += f"; {_VARIABLE}={self.variable!r} selects them"
+        if self.present and not self.usable:
+            text += "; the installed torch is built without CUDA and can use none"
+        return text
+
+
+def find_gpus(environment: Mapping[str, str] | None = None) -> GPUs:
+    """The GPUs that a rank started with this environment would see."""
+    variable = (os.environ if environment is None else environment).get(_VARIABLE)
+    present = _present()
+    visible = present if variable is None else selected(variable, present)
+    return GPUs(present, visible, _torch_has_cuda() if present else True, variable)
+
+
+def selected(variable: str, present: int) -> int:
+    """How many of `present` GPUs a value of CUDA_VISIBLE_DEVICES leaves: as the driver reads it, up to the first that does not exist."""
+    chosen: list[str] = []
+    for word in (word.strip() for word in variable.split(",")):
+        exists = int(word) < present if word.isdecimal() else re.match(r"(GPU|MIG)-", word) is not None and present > 0
+        if not exists:
+            break
+        if word in chosen:
+            return 0
+        chosen.append(word)
+    return len(chosen)
+
+
+def _present() -> int:
+    """nvidia-smi knows what a container was given; without it, the driver's own list, cut to the device files that there are."""
+    command = shutil.which("nvidia-smi")
+    if command:
+        try:
+            done = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            done = None
+        if done is not None and done.returncode == 0:
+            return len(re.findall(r"^GPU \d+:", done.stdout, re.MULTILINE))
+    listed = Path("/proc/driver/nvidia/gpus")
+    nodes = [node for node in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", node.name)]
+    return min(len(list(listed.iterdir())), len(nodes)) if listed.is_dir() else 0
+
+
+def _torch_has_cuda() -> bool:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    return any((Path(spec.origin).parent / "lib" / name).exists() for name in ("libtorch_cuda.so", "torch_cuda.dll"))
