@@ -60,6 +60,7 @@ class Config:
     log_every: int = placement(10, help="steps between lines of metrics.jsonl")
     resume: Resume = placement(default_factory=Resume)
     init: Init = identity(default_factory=Init)
+    fingerprint: str | None = identity(None, help="of the prepared data; filled in by prepare")
 
     model: Model = MISSING
     tokenizer: Tokenizer = MISSING

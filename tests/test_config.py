@@ -1,0 +1,235 @@
+"""Composition, identity, the run directory: what a user types, and what is told before anything is launched."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer import compose
+from trainer.choices import ConfigError, groups, load_choices
+from trainer.composition import compose_tree, sweep
+from trainer.config import Config, digest, dump, flatten, from_dict, identity_of, load, redacted, to_dict
+from trainer.run import RunDir
+from trainer.words import multirun
+
+CONF = Path(__file__).parents[1] / "conf"
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose(*overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_to_its_own_classes(experiment):
+    """A schema that came last would return base classes, and the checks of the choices would vanish silently."""
+    config = compose(f"experiment={experiment}")
+    for group in groups():
+        assert type(getattr(config, group)) is groups()[group][getattr(config, group).name]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_choice_composes_and_repeats_no_default(path):
+    """YAML owns only differences: a value that equals the default it overrides would hide the next change of the default."""
+    group, name = path.parent.name, path.stem
+    tree = yaml.safe_load(path.read_text())
+    values = {key: value for key, value in flatten({k: v for k, v in tree.items() if k != "defaults"}).items()}
+    if group == "experiment":
+        overridden = {f"{key.removeprefix('override /')}={value}" for entry in tree.get("defaults", []) for key, value in entry.items()}
+        plain = to_dict(from_composition(*overridden, "steps=1"))
+    else:
+        config = compose(f"{group}={name}", "steps=1", *(["task=mlm_nsp"] if name.startswith("bert") else []))
+        base = next(entry for entry in tree["defaults"] if entry != "_self_")
+        plain = dataclasses.asdict(groups()[group][base]())
+        assert getattr(config, group).name == base
+    repeated = {key: value for key, value in values.items() if flatten(plain).get(key, "absent") == value and key != "steps"}
+    assert not repeated
+
+
+def from_composition(*overrides: str) -> Config:
+    return compose(*overrides)
+
+
+def test_b01_a_typo_shows_the_nearest_key():
+    assert "optim.lr" in refused("optm.lr=1") and "optm.lr" in refused("optm.lr=1")
+    assert "'task.whole_word'" in refused("steps=1", "task=mlm_nsp", "model=bert_tiny", "task.whole_wrd=true")
+    assert "'gpt2_tiny'" in refused("model=gpt2_tny", "steps=1")
+    assert "'quickstart'" in refused("experiment=quikstart")
+    assert "foo" in refused("+foo=1", "steps=1")
+    assert "not an override" in refused("foo")
+
+
+def test_b01_a_wrong_type_names_key_value_and_what_is_allowed():
+    text = refused("optim.lr=fast", "steps=1")
+    assert "optim.lr" in text and "'fast'" in text and "Float" in text
+    text = refused("tracking.wandb=onlin", "steps=1")
+    assert "tracking.wandb" in text and "offline" in text
+
+
+def test_b03_a_sequence_longer_than_the_positions():
+    text = refused("steps=1", "sequence_length=4096")
+    assert "4096" in text and "1024" in text and "model.positions=4096" in text
+
+
+def test_b16_the_support_matrix_names_both_sides_and_the_mend():
+    text = refused("steps=1", "strategy=zero2", "optim=muon")
+    assert "strategy=zero2" in text and "optim=muon" in text and "strategy=ddp" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["steps=0"], "must be positive"),
+        (["steps=1", "micro_batch=abc"], "micro_batch: 'abc'"),
+        (["steps=1", "micro_batch=0"], "micro_batch"),
+        ([], "exactly one budget"),
+        (["steps=1", "model.hidden=100", "model.heads=3"], "model.heads"),
+        (["steps=1", "task=mlm_nsp"], "pretraining head"),
+        (["steps=1", "model.name=bert"], "model=bert"),
+        (["steps=1", "model=pretrained"], "model.path"),
+        (["steps=1", "name=../x"], "name"),
+        (["steps=1", "schedule.warmup=2"], "schedule.warmup"),
+    ],
+)
+def test_contradictions_are_refused(overrides, told):
+    assert told in refused(*overrides)
+
+
+def test_s03_code_of_a_repository_needs_a_pinned_revision():
+    assert not compose("steps=1", "model=pretrained", "model.path=x").model.trust_remote_code
+    assert "model.revision" in refused("steps=1", "model=pretrained", "model.path=x", "model.trust_remote_code=true")
+
+
+def test_s04_a_target_in_a_configuration_is_never_called(tmp_path):
+    """Neither a composition nor a frozen file can name a callable."""
+    marker = tmp_path / "called"
+    refused("steps=1", "+model._target_=os.system", f"+model.command=touch {marker}")
+    tree = to_dict(compose("steps=1"))
+    tree["model"] |= {"_target_": "subprocess.check_call", "_args_": [["touch", str(marker)]]}
+    with pytest.raises(Exception, match="_target_"):
+        from_dict(tree)
+    assert not marker.exists()
+
+
+def test_s05_a_frozen_file_with_python_tags_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: !!python/object/apply:os.system ['touch x']\n")
+    with pytest.raises(yaml.YAMLError):
+        load(path)
+
+
+def test_s06_secrets_are_redacted():
+    tree = {"tracking": {"api_key": "abc", "hub_token": "abc", "project": "p"}, "password": "abc", "keys": ["a"], "keep": 2, "tokens": 5}
+    assert redacted(tree) == {
+        "tracking": {"api_key": "<redacted>", "hub_token": "<redacted>", "project": "p"},
+        "password": "<redacted>",
+        "keys": ["<redacted>"],
+        "keep": 2,
+        "tokens": 5,
+    }
+
+
+def test_frozen_file_gives_the_same_configuration_back(tmp_path):
+    config = compose("experiment=quickstart_bert", "optim=muon", "precision=bf16", "tracking.tags=[a,b]")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config))
+    assert load(path) == config and digest(load(path)) == digest(config)
+
+
+def test_identity_covers_what_is_computed_and_nothing_of_where():
+    config = compose("steps=10")
+    for override in ("strategy=fsdp", "micro_batch=3", "launcher.processes=5", "tracking.wandb=off", "data.workers=0", "name=other", "log_every=3"):
+        assert digest(compose("steps=10", override)) == digest(config), override
+    for override in ("optim.lr=1", "seed=1", "global_batch=7", "sequence_length=8", "precision=bf16", "task=mlm_nsp", "data=text", "model.layers=2"):
+        extra = ["model=bert_tiny"] if override.startswith("task") else ["data.path=x"] if override.startswith("data") else []
+        assert digest(compose("steps=10", override, *extra)) != digest(config), override
+
+
+def test_a_budget_on_the_command_line_replaces_the_other():
+    config = compose("experiment=quickstart", "tokens=1000")
+    assert config.tokens == 1000 and config.steps is None and config.epochs is None
+
+
+def test_multirun_is_a_grid_with_a_directory_each():
+    jobs = multirun(["experiment=quickstart", "optim.lr=1e-4,3e-4", "seed=1,2"])
+    assert len(jobs) == 4 and len({job.output_dir for job in jobs}) == 4
+    assert jobs[0].output_dir == "runs/quickstart/optim.lr=0.0001,seed=1"
+    assert sweep(["seed=1"]) == [["seed=1"]]
+
+
+def started(path: Path, config: Config) -> RunDir:
+    run = RunDir(path)
+    path.mkdir(parents=True)
+    run.freeze(config)
+    run.event("start")
+    return run
+
+
+def test_b15_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
+    run = started(tmp_path / "run", compose("experiment=quickstart"))
+    with pytest.raises(ConfigError) as caught:
+        run.freeze(compose("experiment=quickstart", "model.layers=8"))
+    text = str(caught.value)
+    assert "model.layers: 4 there, 8 now" in text and "name=" in text and "resume.overwrite=true" in text
+    assert load(run.config_path).model.layers == 4
+    with pytest.raises(ConfigError, match=r"resume\.extend=true"):
+        run.freeze(compose("experiment=quickstart", "steps=7"))
+    run.freeze(compose("experiment=quickstart", "steps=7", "resume.extend=true"))
+    assert load(run.config_path).steps == 7
+
+
+def test_a_changed_placement_is_an_event_and_no_refusal(tmp_path):
+    run = started(tmp_path / "run", compose("experiment=quickstart"))
+    assert run.freeze(compose("experiment=quickstart", "strategy=fsdp"))
+    assert run.events("placement")[0]["changed"]["strategy.name"] == ["ddp", "fsdp"]
+    assert load(run.config_path).strategy.name == "fsdp"
+
+
+def test_a_running_one_is_held(tmp_path):
+    """The lock is the process's: another one is told who holds it, and gets it when the holder is gone."""
+    code = f"from trainer.run import RunDir\nwith RunDir({str(tmp_path)!r}).locked():\n  print('held', flush=True)\n  input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=str(holder.pid)), RunDir(tmp_path).locked():
+            pass
+        holder.kill()
+    with RunDir(tmp_path).locked():
+        pass
+
+
+def test_import_rules():
+    """Tasks, models and launchers name no engine; launchers never import torch; only strategies and checkpoints import engines."""
+    root = CONF.parent
+    for path in [*root.glob("trainer/tasks/*.py"), *root.glob("trainer/models/*.py")]:
+        assert "accelerate" not in path.read_text() and "deepspeed" not in path.read_text(), path
+    for path in root.glob("trainer/**/*.py"):
+        if path.parent.name not in ("strategies", "checkpoint", "bench"):
+            text = path.read_text()
+            assert "import deepspeed" not in text and "import accelerate" not in text and "from accelerate" not in text, path
+    for path in root.glob("launch/*.py"):
+        assert "import torch" not in path.read_text(), path
+    assert not [path for path in root.glob("**/*.py") if path.name in ("utils.py", "helpers.py", "common.py") and ".venv" not in path.parts]
+
+
+def test_composing_imports_nothing_heavy():
+    code = (
+        "import sys; from trainer import compose; compose('experiment=quickstart');"
+        "print([m for m in ('torch','transformers','deepspeed','accelerate','wandb','datasets') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_cfg_job_prints_the_composition():
+    from omegaconf import OmegaConf
+
+    load_choices()
+    tree = OmegaConf.to_container(compose_tree(["experiment=quickstart", "optim.lr=1"]))
+    assert tree["optim"]["lr"] == 1 and tree["name"] == "quickstart"
+    assert set(identity_of(compose("experiment=quickstart"))) >= {"optim.lr", "seed", "steps", "data.name"}

@@ -1,0 +1,181 @@
+"""From overrides to a typed Config: Hydra composes once, in the front door, and its errors become ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from trainer import choices
+from trainer.choices import ConfigError, load_choices, nearest
+from trainer.config import BUDGETS, GROUPS, Config, flatten
+
+_SEARCHPATH = "hydra.searchpath"
+
+
+def compose(*overrides: str) -> Config:
+    """A checked Config from Hydra overrides, as on the command line. Raises ConfigError."""
+    return to_config(compose_tree(overrides))
+
+
+def compose_tree(overrides: Iterable[str]) -> DictConfig:
+    """The composition before it becomes objects: what `--cfg job` prints."""
+    words = list(overrides)
+    parsed = parse(words)
+    # A budget on the command line replaces the one of the YAML, whichever of the three it is.
+    keys = {override.key_or_group for override in parsed}
+    given = [key for key in BUDGETS if key in keys]
+    cleared = [f"{key}=null" for key in BUDGETS if given and key not in given]
+    with _hydra():
+        try:
+            tree = hydra_compose("train", overrides=[*cleared, *words])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _explain(error, parsed) from error
+    return tree
+
+
+def to_config(tree: DictConfig) -> Config:
+    """The objects of a composition, checked. Raises ConfigError."""
+    _refuse_added(tree, "")
+    try:
+        config = OmegaConf.to_object(tree)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: missing; give it as {error.full_key}=…") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _refuse_added(node: DictConfig, prefix: str) -> None:
+    """Raise ConfigError for a key that `+key=` added beside the fields of a class; dictionaries that are free stay free."""
+    cls = OmegaConf.get_type(node)
+    if not dataclasses.is_dataclass(cls):
+        return
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for key in node:
+        if key not in fields:
+            raise ConfigError(f"{prefix}{key}: no such key; + cannot add one{_nearest_key(str(key), fields)}")
+        inner = node._get_node(key)
+        if isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_missing():
+            _refuse_added(inner, f"{prefix}{key}.")
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The jobs of a multirun: every combination of the overrides that list several values, as Hydra's basic sweeper expands them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    batches = BasicSweeper.split_arguments(parse(overrides), max_batch_size=None)
+    return [job for batch in batches for job in batch]
+
+
+def parse(overrides: Iterable[str]) -> list[Override]:
+    """Parsed overrides. Raises ConfigError where a word is no override."""
+    parser = OverridesParser.create()
+    parsed = []
+    for word in overrides:
+        try:
+            parsed.append(parser.parse_override(word))
+        except (HydraException, ValueError) as error:
+            raise ConfigError(
+                f"{word!r}: not an override; write key=value, quoting what the shell or Hydra would read "
+                f"('key=\"a,b\"'): {_first_line(error)}"
+            ) from error
+    return parsed
+
+
+def available(group: str) -> list[str]:
+    """The names that can stand after `group=`: registered choices and YAML files."""
+    with _hydra():
+        loader = GlobalHydra.instance().config_loader()
+        return sorted(name for name in loader.get_group_options(group))
+
+
+class _hydra:
+    """Hydra's global state, set for one composition and cleared after it."""
+
+    def __enter__(self) -> None:
+        register()
+        GlobalHydra.instance().clear()
+        self.context = initialize_config_module("trainer.conf", version_base="1.3")
+        self.context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.context.__exit__(*error)
+        GlobalHydra.instance().clear()
+
+
+def register() -> None:
+    """Feed Hydra's store: the schema, and every registered choice under its group."""
+    load_choices(launchers=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, members in choices.groups().items():
+        for name, cls in members.items():
+            store.store(group=group, name=name, node=cls)
+
+
+def _explain(error: Exception, overrides: list[Override]) -> ConfigError:
+    """Hydra's error as one of ours: the key or the choice that is unknown, and the nearest spelling."""
+    groups = [*GROUPS, "experiment"]
+    for override in overrides:
+        key = override.key_or_group
+        if key in groups and not override.is_delete():
+            options = available(key)
+            value = override.value()
+            if isinstance(value, str) and value not in options and not any(o.key_or_group == _SEARCHPATH for o in overrides):
+                return ConfigError(f"{key}={value}: no such choice; known: {', '.join(options)}{nearest(value, options)}")
+    valid = [o.input_line for o in overrides if o.key_or_group in groups or o.key_or_group == _SEARCHPATH]
+    try:
+        with _hydra():
+            tree = hydra_compose("train", overrides=[line for line in valid if line])
+    except (HydraException, OmegaConfBaseException):
+        return ConfigError(_first_line(error))
+    known = set(flatten(OmegaConf.to_container(tree, resolve=False)))  # type: ignore[arg-type]
+    prefixes = {key[: match.start()] for key in known for match in re.finditer(r"\.", key)}
+    for override in overrides:
+        key = override.key_or_group
+        if key in known or key in prefixes or key in groups or key == _SEARCHPATH:
+            continue
+        holder = key.rsplit(".", 1)[0]
+        siblings = sorted(name for name in known if name.startswith(f"{holder}.")) if "." in key else []
+        allowed = f"; {holder} has {', '.join(name.rsplit('.', 1)[1] for name in siblings)}" if siblings else ""
+        return ConfigError(f"{key}: no such key (value {override.get_value_string()}){allowed}{_nearest_key(key, known)}")
+    return ConfigError(_first_line(error))
+
+
+def _nearest_key(key: str, known: set[str]) -> str:
+    """The closest dotted key: by its whole spelling, else by its last word anywhere."""
+    close = nearest(key, sorted(known))
+    if close:
+        return close
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in sorted(known, reverse=True)}
+    leaf = nearest(key.rsplit(".", 1)[-1], sorted(by_leaf))
+    return f"; did you mean {by_leaf[leaf.split(chr(39))[1]]!r}?" if leaf else ""
+
+
+def _first_line(error: BaseException) -> str:
+    """What OmegaConf or Hydra says, with its key first: `optim.lr: Value 'x' of type 'str' could not be converted to Float`."""
+    cause: BaseException = error
+    while isinstance(cause, ConfigCompositionException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = str(cause).strip().splitlines()
+    key = getattr(cause, "full_key", None)
+    text = lines[0] if lines else type(cause).__name__
+    merging = re.match(r"Error merging override (.*)", str(error).splitlines()[0]) if str(error) else None
+    if merging:
+        text = f"{merging[1]}: {text}"
+    elif key and not text.startswith(str(key)):
+        text = f"{key}: {text}"
+    return text

@@ -1,0 +1,104 @@
+"""From positions to micro-batches: this rank's share of each step, read ahead by threads.
+
+A step is a pure function of its position, so any number of workers gives the same batches, and what was read ahead but not consumed
+is lost to nobody: a checkpoint counts what the loop consumed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.corpus import Split
+from trainer.data.deal import Deal, deal
+from trainer.data.order import Order
+from trainer.tasks import Batch, Pick, Task
+
+
+@dataclass
+class Step:
+    """One global batch as this rank sees it.
+
+    start, stop: positions. rows, epochs: of the whole global batch. mine: row ids of this rank. targets: term → count over the whole
+    global batch. tokens: real tokens of the whole global batch.
+    """
+
+    start: int
+    stop: int
+    rows: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    mine: list[int]
+    micro_batches: list[Batch]
+    targets: dict[str, int]
+    tokens: int
+
+    @property
+    def samples(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass
+class Loader:
+    """Steps over `total` positions, `global_batch` at a time; the last one may be short."""
+
+    task: Task
+    split: Split
+    order: Order
+    total: int
+    global_batch: int
+    micro_batch: int
+    data_rank: int = 0
+    data_size: int = 1
+    workers: int = 0
+    pin: bool = False
+
+    def __len__(self) -> int:
+        return -(-self.total // self.global_batch)
+
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Steps from position `start` on, in order."""
+        starts = range(start, self.total, self.global_batch)
+        if self.workers == 0:
+            yield from map(self.step, starts)
+            return
+        pending: deque[Future[Step]] = deque()
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
+            try:
+                for position in starts:
+                    pending.append(pool.submit(self.step, position))
+                    if len(pending) > self.workers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def step(self, start: int) -> Step:
+        """The step whose first position is `start`."""
+        stop = min(start + self.global_batch, self.total)
+        rows, epochs = self.order.at(start, stop)
+        lengths = np.asarray(self.split.rows.lengths[rows])
+        dealt: Deal = deal(lengths, self.data_size, self.micro_batch)
+        hands = dealt.hands[self.data_rank]
+        # Which row fills an empty hand is of no consequence for the result; the shortest costs least.
+        shortest = int(lengths.argmin())
+        micro_batches = []
+        for hand in hands:
+            picks = [Pick(int(rows[index]), int(epochs[index])) for index in hand]
+            batch = self.task.collate(self.split, picks or [Pick(int(rows[shortest]), int(epochs[shortest]), counted=False)])
+            micro_batches.append(batch.pinned() if self.pin else batch)
+        return Step(
+            start=start,
+            stop=stop,
+            rows=rows,
+            epochs=epochs,
+            mine=[int(rows[index]) for hand in hands for index in hand],
+            micro_batches=micro_batches,
+            targets={term: int(np.asarray(counts[rows], dtype=np.int64).sum()) for term, counts in self.split.rows.targets.items()},
+            tokens=int(lengths.sum(dtype=np.int64)),
+        )

@@ -1,0 +1,112 @@
+"""`micro_batch=auto`: the rows that a device takes at once, found by trying in a process that is thrown away.
+
+    python -m trainer.micro_batch RUN_DIR ROWS      prints one JSON line
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.choices import ConfigError
+from trainer.config import Config, load
+from trainer.run import RunDir
+
+if TYPE_CHECKING:
+    import torch
+
+# A larger micro-batch must be this much faster a row, or it is not worth its memory.
+_GAIN = 1.05
+_MEMORY_SHARE = 0.8
+
+
+def resolve(config: Config, run: RunDir, world_size: int) -> int:
+    """The configured micro-batch, the one this run already has for this placement, or the best of a trial. Raises ConfigError."""
+    if not isinstance(config.micro_batch, str):
+        return config.micro_batch
+    before = run.placement
+    if before.get("micro_batch") and (before.get("world_size"), before.get("strategy")) == (world_size, config.strategy.name):
+        return int(before["micro_batch"])
+    rows = -(-config.global_batch // world_size)
+    # A process of its own: an allocation that fails leaves nothing behind, and the front door never touches a device.
+    trial = subprocess.run([sys.executable, "-m", "trainer.micro_batch", str(run.path), str(rows), str(world_size)], capture_output=True, text=True)
+    lines = trial.stdout.strip().splitlines()
+    if trial.returncode != 0 or not lines:
+        raise ConfigError(f"micro_batch=auto: the trial failed; set micro_batch=1 or more yourself. It said:\n{trial.stderr.strip()[-2000:]}")
+    return int(json.loads(lines[-1])["micro_batch"])
+
+
+def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
+    """Double the micro-batch while it pays and fits: forward and backward on the longest rows, with the optimizer's state allocated."""
+    import torch
+
+    from trainer.data.corpus import open_corpus
+    from trainer.data.loading import Loader
+    from trainer.data.order import Order
+    from trainer.distributed import World, pick_device
+    from trainer.strategies.single import Single
+    from trainer.trainer import objective
+
+    config = load(path / "config.yaml")
+    resolved = RunDir(path).placement
+    corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
+    device = pick_device(config, 0)
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
+    module = config.task.module(config, corpus)
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
+    placement = Single().place(module, config.optim.build, config, world)
+    split = corpus.split("train")
+    best, best_rate, size = 0, 0.0, 1
+    while size <= rows:
+        loader = Loader(config.task, split, Order(0, len(split.rows), shuffle=False), size, size, size)
+        try:
+            step = loader.step(0)
+            batch = step.micro_batches[0].to(device)
+
+            def once() -> None:
+                placement.accumulate(objective(placement.module(batch), config.task.terms, step.targets), last=True)  # noqa: B023
+                placement.finish(0.0, config.optim.max_norm)
+
+            once()
+            seconds = min(_timed(once, device) for _ in range(3))
+        except torch.OutOfMemoryError:
+            break
+        rate = size / seconds
+        if best and rate < _GAIN * best_rate or not _fits(device):
+            break
+        best, best_rate, size = size, rate, size * 2
+    if not best:
+        raise ConfigError("micro_batch=auto: not even one row fits on the device; use a smaller model, sequence_length, or strategy=fsdp")
+    return {"micro_batch": best}
+
+
+def _timed(once, device: torch.device) -> float:  # type: ignore[no-untyped-def]
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    once()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _fits(device: torch.device) -> bool:
+    """Whether the peak so far leaves room, for fragmentation and for the collectives' buffers."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved() < _MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().available > (1 - _MEMORY_SHARE) * psutil.virtual_memory().total
+
+
+if __name__ == "__main__":
+    print(json.dumps(trial(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,273 @@
+"""One rank's part of a run: build, resume, loop. The only training loop.
+
+    build     data and task → module → placement on the devices, which proves itself
+    resume    newest good checkpoint → state; the position in the data is one integer
+    loop      a step = one global batch: micro-batches → backward → finish; then log, evaluate, save where due
+
+What happens at a step is a visible line of `Training.loop`; there are no callbacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer.checkpoint.store import open_newest, prune, save
+from trainer.config import Config, digest
+from trainer.data.corpus import open_corpus
+from trainer.data.loading import Loader, Step
+from trainer.data.order import Order
+from trainer.distributed import World
+from trainer.evaluation import evaluate, held_out_loader
+from trainer.export import export
+from trainer.metrics import Meter, useful_seconds
+from trainer.mfu import device_peak, work_of
+from trainer.run import RunDir
+from trainer.settings import NanPolicy
+from trainer.strategies.proof import prove
+from trainer.streams import seed_all
+from trainer.tracking import Trackers, summary
+
+if TYPE_CHECKING:
+    from trainer.survival.stop import Stop
+
+
+class Outcome(Enum):
+    """How a rank's part ended."""
+
+    finished = "finished"
+    stopped = "stopped"
+    halted = "halted"
+
+
+def objective(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float], targets: Mapping[str, int]) -> torch.Tensor:
+    """Σ over terms of weight × (sum of losses ÷ targets of the whole global batch): this micro-batch's share, a scalar."""
+    # A term without any target in the global batch still enters, at zero, so that every parameter has a gradient.
+    return sum(losses[term] * (weight / max(1, targets[term])) for term, weight in weights.items())  # type: ignore[return-value]
+
+
+def budget(config: Config, rows: int, row_tokens: int) -> int:
+    """The budget in positions (rows consumed). rows, row_tokens: of the training table."""
+    if config.steps is not None:
+        return config.steps * config.global_batch
+    if config.epochs is not None:
+        return max(1, round(config.epochs * rows))
+    assert config.tokens is not None
+    return math.ceil(config.tokens * rows / row_tokens)
+
+
+class Training:
+    """A run on this rank."""
+
+    def __init__(self, config: Config, world: World, run: RunDir, stop: Stop):
+        self.config, self.world, self.run, self.stop = config, world, run, stop
+        self.task = config.task
+        self.step = 0  # steps consumed, dropped ones included
+        self.position = 0  # samples consumed: the whole data state
+        self.tokens = 0
+        self.last: dict[str, Any] = {}
+        self.evaluated: dict[str, Any] = {}
+        self._build()
+        self._resume()
+
+    # -- build --------------------------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        config, world = self.config, self.world
+        resolved = self.run.placement
+        self.corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
+        self.micro_batch = int(resolved["micro_batch"])
+        seed_all(config.seed, "init")
+        module = self.task.module(config, self.corpus)
+        self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
+        self.placement = config.strategy.place(module, config.optim.build, config, world)
+        module.train()
+
+        split = self.corpus.split("train")
+        self.loader = Loader(
+            task=self.task,
+            split=split,
+            order=Order(config.seed, len(split.rows)),
+            total=budget(config, len(split.rows), split.rows.tokens_total),
+            global_batch=config.global_batch,
+            micro_batch=self.micro_batch,
+            data_rank=self.placement.data_rank,
+            data_size=self.placement.data_size,
+            workers=config.data.workers,
+            pin=world.device.type == "cuda",
+        )
+        self.steps = len(self.loader)
+        self.held_out = held_out_loader(self.task, self.corpus, config.seed, self.micro_batch, self.placement, config.data.workers)
+        self._prove()
+
+    def _prove(self) -> None:
+        """Throwaway backwards on the same rows on every rank: the placement shows that it averages, and DDP settles its buckets."""
+        first = self.loader.split.rows
+        rehearsal = Loader(self.task, self.loader.split, Order(0, len(first), shuffle=False), 1, 1, 1).step(0)
+        batch = rehearsal.micro_batches[0].to(self.world.device)
+
+        def backward(scale: float) -> None:
+            seed_all(self.config.seed, "proof")
+            losses = self.placement.module(batch)
+            self.placement.accumulate(objective(losses, self.task.terms, rehearsal.targets) * scale, last=True)
+
+        table = prove(self.placement, backward, self.world)
+        if self.world.leads:
+            self.run.event("proof", attempt=self.world.attempt, table=table)
+
+    # -- resume -------------------------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        config, world = self.config, self.world
+        opened = open_newest(self.run.checkpoints, world)
+        if opened is not None:
+            self.placement.load(opened.read)
+            self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
+        elif config.init.run:
+            from trainer.checkpoint.store import open_weights
+
+            self.placement.load_parameters(open_weights(config.init.run, world).read)
+        history = self.run / "metrics.jsonl"
+        lines = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+        starts = self.run.events("start")
+        self.started = starts[0]["time"] if starts else time.time()
+        self.meter = Meter(
+            self.task.terms,
+            config.log_every,
+            world,
+            work=self.work,
+            peak=device_peak(world.device, config.device.peak_tflops),  # type: ignore[attr-defined]
+            tokens=self.tokens,
+            samples=self.position,
+            started=self.started,
+            useful_seconds=useful_seconds(lines, self.step),
+        )
+        self.trackers = Trackers(config, self.run.path, world, steps=self.steps, step=self.step)
+        self._event("start", world_size=world.size, strategy=config.strategy.name, resumed_at=self.step, digest=digest(config))
+
+    # -- loop ---------------------------------------------------------------------------------------------------------------------
+
+    def loop(self) -> Outcome:
+        """Train to the budget, or to an agreed stop, or to a halt."""
+        config, placement, meter = self.config, self.placement, self.meter
+        data = self.loader.steps(self.position)
+        with no_garbage_collection():
+            while self.step < self.steps:
+                if self.stop.should_stop(self.step + 1):
+                    self._log()
+                    self._save()
+                    self._event("stop", reason=self.stop.reason)
+                    return Outcome.stopped
+                with meter.waiting():
+                    step = next(data)
+
+                for number, batch in enumerate(step.micro_batches):
+                    batch = batch.to(self.world.device)
+                    seed_all(config.seed, "step", self.step, number, placement.data_rank)
+                    losses = placement.module(batch)
+                    placement.accumulate(objective(losses, self.task.terms, step.targets), last=number == len(step.micro_batches) - 1)
+                    meter.add(losses, step.targets, batch)
+                norm, applied = placement.finish(config.schedule.factor(self.step, self.steps), config.optim.max_norm)
+
+                self._consume(step, norm, applied)
+                self.trackers.advance(self.step)
+                if self._due(config.log_every) and not self._log():
+                    return Outcome.halted
+                if config.eval_every and self._due(config.eval_every):
+                    self._evaluate()
+                if config.save_every and self._due(config.save_every) and self.step < self.steps:
+                    self._save()
+        return Outcome.finished
+
+    def _consume(self, step: Step, norm: torch.Tensor, applied: torch.Tensor) -> None:
+        """A dropped step has consumed its batch and its slot of the schedule like any other."""
+        self.step += 1
+        self.position = step.stop
+        self.tokens += step.tokens
+        self.meter.close(self.step, norm, applied, step.tokens, step.samples)
+        if self.config.tracking.ledger:  # type: ignore[attr-defined]
+            folder = self.run / "ledger"
+            folder.mkdir(exist_ok=True)
+            line = {"step": self.step, "attempt": self.world.attempt, "start": step.start, "stop": step.stop, "rows": step.mine}
+            with (folder / f"rank-{self.world.rank:05d}.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.steps
+
+    def _log(self) -> bool:
+        """Read the interval's figures off the device and write a line. False: a step was not finite and the policy is to halt."""
+        steps = self.meter.flush()
+        if not steps:
+            return True
+        self.last = steps[-1] | self.meter.speed()
+        self.last["learning_rate"] = self.config.optim.lr * self.config.schedule.factor(self.step - 1, self.steps)  # type: ignore[attr-defined]
+        self.trackers.log(self.step, {key: value for key, value in self.last.items() if key not in ("step", "applied")})
+        dropped = [figures["step"] for figures in steps if not figures["applied"]]
+        for number in dropped:
+            start = (number - 1) * self.config.global_batch
+            rows, epochs = self.loader.order.at(start, min(start + self.config.global_batch, self.loader.total))
+            policy = self.config.survival.nan  # type: ignore[attr-defined]
+            self._event("nan", at=number, policy=policy.value, rows=rows.tolist(), epoch=int(epochs[0]))
+        return not (dropped and self.config.survival.nan is NanPolicy.halt)  # type: ignore[attr-defined]
+
+    def _evaluate(self) -> None:
+        with self.meter.paused():
+            self.evaluated = evaluate(self.placement, self.task, self.corpus, self.held_out, self.world.device)
+        self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in self.evaluated.items()})
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless this very step has one."""
+        with self.meter.paused():
+            begun = time.perf_counter()
+            state = {"step": self.step, "position": self.position, "tokens": self.tokens, "digest": digest(self.config)}
+            path = save(self.run.checkpoints, self.step, self.placement, state, self.world)
+            if self.world.leads:
+                prune(self.run.checkpoints, self.config.checkpoint.keep)  # type: ignore[attr-defined]
+            self._event("checkpoint", path=path.name, seconds=time.perf_counter() - begun)
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        if self.world.leads:
+            self.run.event(kind, step=self.step, attempt=self.world.attempt, rank=self.world.rank, **fields)
+            self.trackers.event(kind, self.step, **fields)
+
+    # -- end ----------------------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """After the budget: the last evaluation, checkpoint, `model/` and summary."""
+        self._evaluate()
+        self._save()
+        export(self.placement, self.corpus, self.run / "model", self.world)
+        if not self.world.leads:
+            return
+        self._event("finish")
+        figures = summary.write(
+            self.run.path,
+            **(self.last | self.evaluated | self.task.baselines(self.corpus)),
+            samples=self.position,
+            world_size=self.world.size,
+            strategy=self.config.strategy.name,
+            digest=digest(self.config),
+        )
+        self.trackers.finish(figures)
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Python's collector out of the steps, where it costs milliseconds at moments that differ between ranks."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

@@ -1,0 +1,39 @@
+"""`trainer train [key=value …]`: train here, on all devices, or go on with the run that is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+SUMMARY = "train a model, or go on with a run: the same command"
+
+
+def run(words: list[str]) -> int:
+    """Compose, prepare, launch, wait. A multirun (-m) launches one job after the other."""
+    from trainer.environment import foreign_rank
+
+    if foreign_rank(os.environ) is not None:
+        # torchrun, accelerate launch, deepspeed or srun started this process: it is a rank, not the front door.
+        from trainer.rank import foreign
+
+        return foreign(words)
+    from trainer.words import composed
+
+    request = composed(words, "train")
+    if request is None:
+        return 0
+    from trainer.front_door import console, train
+    from trainer.tracking.closing import closing
+
+    code = 0
+    for number, config in enumerate(request):
+        if len(request) > 1:
+            console.rule(f"job {number + 1} of {len(request)}: {config.output_dir}")
+        done = train(config)
+        if done.exit_code == 0 and done.metrics:
+            closing(done.path, console)
+        code = code or done.exit_code
+        if done.exit_code in (130, 143):
+            break
+    sys.stdout.flush()
+    return code
