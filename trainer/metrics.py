@@ -28,7 +28,7 @@ class Meter:
 
     weights: term → weight in the objective. interval_steps: most steps between two flushes.
     work, peak: what a token costs in FLOPs, and the FLOPs a second of one device; None where MFU is not known.
-    tokens, samples: what the run has consumed before (a resume). started, useful_seconds: from `goodput_of`, for goodput over attempts.
+    tokens, samples: what the run has consumed before (a resume). started: time of the run's first start, in seconds since the epoch. useful_seconds: of earlier attempts.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class Meter:
             if term in losses and targets.get(term, 0):
                 row[column].add_(losses[term].detach(), alpha=1.0 / targets[term])
         self._targets.update(targets)
-        if self.work is not None and batch is not None:
+        # A filler (no counted token) is computed, but is no work of the model.
+        if self.work is not None and batch is not None and batch.tokens:
             self._flops += self.work.flops(batch.tokens, batch.targets, batch.lengths)
 
     def close(self, step: int, norm: torch.Tensor, applied: torch.Tensor, tokens: int, samples: int) -> None:
@@ -120,7 +121,9 @@ class Meter:
             figures: dict[str, Any] = {"step": step, "loss": sum(self.weights[term] * loss for term, loss in terms.items())}
             figures |= {f"{term}_loss": loss for term, loss in terms.items()}
             figures |= {"grad_norm": row[-2], "applied": bool(row[-1])}
-            figures |= {"perplexity": perplexity(terms[term]) for term in LANGUAGE_TERMS[::-1] if term in terms}
+            language = next((term for term in LANGUAGE_TERMS if term in terms), None)
+            if language is not None:
+                figures["perplexity"] = perplexity(terms[language])
             steps.append(figures)
         self._measure(seconds, sum(not step["applied"] for step in steps), *table[-1][:2])
         self._reset()

@@ -39,7 +39,7 @@ class Trackers:
             self.wandb = WeightsAndBiases(config.tracking, redacted(to_dict(config)), run_dir, config.name, said)  # type: ignore[arg-type]
 
     def advance(self, step: int) -> None:
-        """A step is being started; costs nothing, for every step."""
+        """A step has been taken; costs next to nothing, for every step."""
         if self.leads:
             self.progress.advance(step)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +48,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-@dataclass(frozen=True)
-class Past:
-    """What earlier attempts of a run leave for its goodput.
-
-    started: time of the first attempt's start, in seconds since the epoch; None for a new run. useful_seconds: of steps that still count.
-    """
-
-    started: float | None = None
-    useful_seconds: float = 0.0
-
-
-def past(run_dir: Path, resumed_at: int) -> Past:
-    """What is kept of earlier attempts by one that starts from step `resumed_at`."""
-    from trainer.metrics import useful_seconds
-
-    metrics, events = read(run_dir / METRICS), read(run_dir / EVENTS)
-    times = [line["time"] for line in (*events, *metrics) if isinstance(line.get("time"), (int, float))]
-    return Past(min(times, default=None), useful_seconds(metrics, resumed_at))
+def kept(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of one kind without those of steps that a later attempt computed again."""
+    found: list[dict[str, Any]] = []
+    lowest: float = math.inf
+    for line in reversed(lines):
+        if line["step"] <= lowest:
+            found.append(line)
+        lowest = min(lowest, line["step"] - line.get("interval_steps", 1))
+    return found[::-1]
 
 
 def finite(value: Any) -> Any:

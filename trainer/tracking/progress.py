@@ -35,8 +35,8 @@ class Progress:
         self._lock = threading.Lock()
 
     def advance(self, step: int) -> None:
-        """A step has been started."""
-        self.step = max(0, step - 1)
+        """A step has been taken."""
+        self.step = step
         now = time.monotonic()
         if not self._marks:
             self._marks.append((now, self.step))

@@ -1,0 +1,157 @@
+"""Curves of a run as SVG for the report: drawn once, coloured by the page, so that light and dark share one picture."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# What matplotlib draws with → the page's colour of that name. The values stand for themselves nowhere else.
+_COLOURS = {
+    "ink": "#010203",
+    "muted": "#020304",
+    "grid": "#030405",
+    "first": "#040506",
+    "second": "#050607",
+    "third": "#060708",
+}
+SERIES = ("first", "second", "third")
+
+
+@dataclass
+class Curve:
+    """One line of a chart. points=True: marked, for figures that come seldom. faint=True: behind the others."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    colour: str = "first"
+    points: bool = False
+    faint: bool = False
+
+
+@dataclass
+class Chart:
+    """A picture. levels: label → value, drawn as dashed lines. marks: steps where an attempt began."""
+
+    title: str
+    note: str
+    curves: list[Curve]
+    unit: str = ""
+    levels: dict[str, float] = field(default_factory=dict)
+    marks: Sequence[float] = ()
+    logarithmic: bool = False
+    from_zero: bool = False
+
+
+def svg(chart: Chart) -> str:
+    """The picture as an SVG element, its colours given by the page's custom properties (`--ink`, `--first` …)."""
+    import matplotlib
+
+    options = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": chart.title,
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.edgecolor": _COLOURS["grid"],
+        "axes.labelcolor": _COLOURS["muted"],
+        "text.color": _COLOURS["ink"],
+        "xtick.color": _COLOURS["muted"],
+        "ytick.color": _COLOURS["muted"],
+        "ytick.major.size": 0,
+        "xtick.major.size": 3,
+        "xtick.minor.size": 0,
+        "ytick.minor.size": 0,
+        "grid.color": _COLOURS["grid"],
+        "grid.linewidth": 0.7,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "legend.labelcolor": _COLOURS["muted"],
+        "path.simplify": True,
+    }
+    with matplotlib.rc_context(options):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(5.6, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        _draw(chart, axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _themed(buffer.getvalue(), chart.title)
+
+
+def _draw(chart: Chart, axes: Any) -> None:
+    for mark in chart.marks:
+        axes.axvline(mark, color=_COLOURS["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
+    for curve in chart.curves:
+        axes.plot(
+            curve.steps,
+            curve.values,
+            color=_COLOURS[curve.colour],
+            linewidth=1 if curve.faint else 1.8,
+            alpha=0.35 if curve.faint else 1,
+            label=None if curve.faint else curve.label,
+            marker="o" if curve.points or len(curve.values) == 1 else None,
+            markersize=4,
+            solid_capstyle="round",
+            solid_joinstyle="round",
+        )
+    if chart.logarithmic:
+        axes.set_yscale("log")
+    low, high = _range(chart)
+    if low is not None and not chart.logarithmic:
+        axes.set_ylim(low, high)
+    axes.margins(x=0.02)
+    axes.grid(axis="y")
+    axes.set_xlabel("step")
+    from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    if chart.unit == "tokens/s":
+        axes.yaxis.set_major_formatter(EngFormatter(sep="", places=None))
+    elif chart.unit == "share":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    for label, level in chart.levels.items():
+        axes.axhline(level, color=_COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(label, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+                      ha="right", va="bottom", color=_COLOURS["muted"], fontsize=8)  # fmt: skip
+    if sum(not curve.faint for curve in chart.curves) > 1:
+        axes.legend(loc="best", fontsize=8, handlelength=1.4, borderaxespad=0.2)
+
+
+def _range(chart: Chart) -> tuple[float | None, float | None]:
+    """Limits that show the shape: the first steps of a loss may leave the picture at the top, the levels never do."""
+    values = sorted(value for curve in chart.curves for value in curve.values)
+    if not values:
+        return None, None
+    ends = [*chart.levels.values(), values[0], values[-1]]
+    low, high = min(ends), max(ends)
+    pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return (0.0 if chart.from_zero else low - pad), high + pad
+
+
+def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
+    """Mean over a window of `share` of the curve that ends at each point; the figures themselves where they are few."""
+    width = max(1, int(len(values) * share))
+    total, found = 0.0, []
+    for index, value in enumerate(values):
+        total += value - (values[index - width] if index >= width else 0.0)
+        found.append(total / min(index + 1, width))
+    return found
+
+
+def _themed(text: str, title: str) -> str:
+    text = text[text.index("<svg") :]
+    for name, value in _COLOURS.items():
+        text = text.replace(value, f"var(--{name})")
+    # Fonts are the page's, sizes stay; and identifiers nobody refers to would repeat in every picture.
+    text = re.sub(r"font-family: [^;\"]+;? ?", "", text)
+    text = re.sub(r'\sid="([^"]+)"', lambda found: found.group() if f"#{found[1]}" in text else "", text)
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style[^>]*>.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
+    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', text, count=1)

@@ -1,0 +1,276 @@
+"""report.html: a run on one page, from the files of its directory alone; readable while the run is still going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.mfu import CONVENTION
+from trainer.tracking import jsonl
+from trainer.tracking.charts import SERIES, Chart, Curve, smooth, svg
+from trainer.tracking.progress import duration
+
+REPORT, SAMPLE = "report.html", "sample.txt"
+_EVENTS = 200
+
+
+def write(run_dir: Path) -> Path:
+    """Write report.html into a run directory and return its path. Whatever file is missing is left out of the page."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    from trainer.tracking.page import TEMPLATE
+
+    facts = page(run_dir)
+    facts["charts"] = [{"title": chart.title, "note": chart.note, "svg": Markup(svg(chart))} for chart in facts["charts"]]
+    # What is shown was written by models and by data: all of it is escaped.
+    text = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE).render(facts)
+    path, aside = run_dir / REPORT, run_dir / f".{REPORT}.{os.getpid()}"
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def page(run_dir: Path) -> dict[str, Any]:
+    """What the page shows."""
+    config = _yaml(run_dir / "config.yaml")
+    summary = _json(run_dir / "summary.json")
+    lines, events = jsonl.read(run_dir / jsonl.METRICS), jsonl.read(run_dir / jsonl.EVENTS)
+    lines = [line for line in lines if isinstance(line.get("step"), int)]
+    trained = jsonl.kept([line for line in lines if line.get("interval_steps")])
+    evaluated = jsonl.kept([line for line in lines if line.get("eval_loss") is not None])
+    sample = run_dir / SAMPLE
+    starts = [event for event in events if event.get("kind") == "start"]
+    return {
+        "name": config.get("name") or run_dir.name,
+        "finished": bool(summary),
+        "subtitle": _subtitle(config, summary, starts),
+        "tiles": tiles(summary, trained, evaluated, events),
+        "comparisons": comparisons(summary),
+        "charts": charts(trained, evaluated, summary, [start["resumed_at"] for start in starts if start.get("resumed_at")]),
+        "attempts": len(starts),
+        "sample": sample.read_text(encoding="utf-8", errors="replace").strip() if sample.is_file() else "",
+        "summary": [(key.replace("_", " "), shown(key, value)) for key, value in summary.items()],
+        "events": [_event(event, events[0].get("time")) for event in events[-_EVENTS:]],
+        "left_out": max(0, len(events) - _EVENTS),
+        "hints": hints(run_dir, config, summary),
+        "config": (run_dir / "config.yaml").read_text() if config else "",
+        "convention": CONVENTION,
+    }
+
+
+def _subtitle(config: dict[str, Any], summary: dict[str, Any], starts: list[dict[str, Any]]) -> str:
+    model, last = config.get("model") or {}, (starts or [{}])[-1]
+    sizes = [f"{model[key]} {key}" for key in ("layers", "hidden") if key in model]
+    world = summary.get("world_size") or last.get("world_size")
+    strategy = summary.get("strategy") or last.get("strategy")
+    parts = [
+        " ".join([str(model.get("name", "")), f"({', '.join(sizes)})" if sizes else ""]).strip(),
+        (config.get("task") or {}).get("name"),
+        f"data {config['data'].get('name')}" if config.get("data") else None,
+        f"{strategy} on {world} process{'' if world == 1 else 'es'}" if world else strategy,
+        (config.get("precision") or {}).get("name"),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def tiles(
+    summary: dict[str, Any], trained: list[dict[str, Any]], evaluated: list[dict[str, Any]], events: list[dict[str, Any]]
+) -> list[dict[str, str]]:
+    """The figures at the top; of an unfinished run those of its last lines."""
+    last = trained[-1] if trained else {}
+    now = {"steps": last.get("step"), **last, **(evaluated[-1] if evaluated else {}), **summary}
+    times = [line["time"] for line in (*events, *trained, *evaluated) if isinstance(line.get("time"), (int, float))]
+    wall = duration(max(times) - min(times)) if times else None
+    found = [
+        ("held-out loss", _number(now.get("eval_loss")), "nats"),
+        ("loss", _number(now.get("loss")), f"at step {now['steps']:,}" if now.get("steps") else ""),
+        ("bits per byte", _number(now.get("bits_per_byte") or now.get("eval_bits_per_byte")), _beside_gzip(now)),
+        ("throughput", _rate(now.get("tokens_per_second")), "tokens a second, all devices"),
+        ("MFU", _percent(now.get("mfu")), "of the devices' bf16 peak"),
+        ("goodput", _percent(now.get("goodput")), f"of {wall}" if wall else ""),
+        ("tokens", _rate(now.get("tokens")), "in training"),
+    ]
+    return [{"label": label, "value": value, "note": note} for label, value, note in found if value]
+
+
+def _beside_gzip(figures: dict[str, Any]) -> str:
+    return f"gzip: {figures['gzip_bits_per_byte']:.3f}" if figures.get("gzip_bits_per_byte") else "held-out text"
+
+
+def comparisons(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The run's figure beside what needs no training."""
+    found = []
+    if summary.get("bits_per_byte"):
+        rows = [("this model", summary["bits_per_byte"])]
+        rows += [(f"{kind} -9", summary[f"{kind}_bits_per_byte"]) for kind in ("xz", "gzip") if summary.get(f"{kind}_bits_per_byte")]
+        note = "Bits a byte of the held-out text costs; less is better. The compressors have seen nothing but that text."
+        found.append(_comparison("Held-out text, compressed", rows, note, lambda value: f"{value:.3f} bits/byte"))
+    if summary.get("masked_accuracy") is not None:
+        rows = [("this model", summary["masked_accuracy"])]
+        if summary.get("masked_accuracy_from_neighbour") is not None:
+            rows.append(("most frequent neighbour", summary["masked_accuracy_from_neighbour"]))
+        found.append(_comparison("Masked tokens found", rows, "Share of held-out masked tokens; more is better.", lambda value: f"{value:.1%}", 1.0))
+    if summary.get("next_sentence_accuracy") is not None:
+        low, high = (summary.get(f"next_sentence_accuracy_{end}_99") for end in ("low", "high"))
+        note = "Share of held-out pairs; half of them do follow."
+        if low is not None and high is not None:
+            note += f" 99 % interval: {low:.1%} to {high:.1%}."
+        rows = [("this model", summary["next_sentence_accuracy"]), ("a coin", 0.5)]
+        found.append(_comparison("Next sentence told", rows, note, lambda value: f"{value:.1%}", 1.0))
+    return found
+
+
+def _comparison(title: str, rows: list[tuple[str, float]], note: str, form: Any, full: float | None = None) -> dict[str, Any]:
+    most = full or max(value for _, value in rows) or 1.0
+    bars = [{"label": label, "value": form(value), "percent": 100 * value / most, "ours": index == 0} for index, (label, value) in enumerate(rows)]
+    return {"title": title, "note": note, "bars": bars}
+
+
+def charts(
+    trained: list[dict[str, Any]], evaluated: list[dict[str, Any]], summary: dict[str, Any], marks: list[int]
+) -> list[Chart]:
+    """The curves that there are figures for."""
+    terms = sorted({key for line in trained for key in line if key.endswith("_loss") and not key.startswith("eval_")})
+    loss = _curves(trained, "loss", "training", smoothed=True) + _curves(evaluated, "eval_loss", "held out", "second", points=True)
+    found = [Chart("Loss", "the objective, nats; faint: each logged step, bold: their running mean", loss, marks=marks)]
+    if len(terms) > 1:
+        curves = [_curves(trained, term, term.removesuffix("_loss"), colour)[0] for term, colour in zip(terms, SERIES, strict=False)]
+        found.append(Chart("Loss by term", "nats a target", curves, marks=marks))
+    levels = {kind: summary[f"{kind}_bits_per_byte"] for kind in ("gzip", "xz") if summary.get(f"{kind}_bits_per_byte")}
+    bits = _curves(evaluated, "eval_bits_per_byte", "held out", "second", points=True)
+    found.append(Chart("Bits per byte", "held-out text; dashed: compressors", bits, levels=levels))
+    accuracies = sorted({key for line in evaluated for key in line if key.endswith("_accuracy")})
+    shares = [
+        curve
+        for key, colour in zip(accuracies, SERIES, strict=False)
+        for curve in _curves(evaluated, key, key.removeprefix("eval_").removesuffix("_accuracy").replace("_", " "), colour, points=True)
+    ]
+    found.append(Chart("Accuracy", "held-out", shares, unit="share", from_zero=True))
+    speed = _curves(trained, "tokens_per_second", "tokens a second")
+    found.append(Chart("Throughput", "tokens a second over all devices, real ones only", speed, "tokens/s", marks=marks, from_zero=True))
+    found.append(Chart("MFU", "share of the devices' bf16 peak", _curves(trained, "mfu", "MFU"), "share", marks=marks, from_zero=True))
+    norm = _curves(trained, "grad_norm", "gradient norm", smoothed=True)
+    found.append(Chart("Gradient norm", "before clipping", norm, marks=marks))
+    found.append(Chart("Learning rate", "as the schedule has it", _curves(trained, "learning_rate", "learning rate"), from_zero=True))
+    return [chart for chart in found if any(curve.values for curve in chart.curves)]
+
+
+def _curves(
+    lines: list[dict[str, Any]], key: str, label: str, colour: str = "first", points: bool = False, smoothed: bool = False
+) -> list[Curve]:
+    """A curve, and its running mean where there are enough points for one."""
+    known = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
+    steps, values = [step for step, _ in known], [value for _, value in known]
+    if smoothed and len(values) >= 40:
+        return [Curve(label, steps, values, colour, faint=True), Curve(label, steps, smooth(values), colour)]
+    return [Curve(label, steps, values, colour, points)] if values else []
+
+
+def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, str]]:
+    """Commands that follow from this run."""
+    run = f"run={_relative(run_dir)}"
+    masked = (config.get("task") or {}).get("name", "").startswith("mlm")
+    prompt = "The [MASK] is here." if masked else "def "
+    found = []
+    if (run_dir / "model").is_dir():
+        text = "Let it fill in words." if masked else "Let it write."
+        found.append((text, shlex.join(["trainer", "generate", run]) + f' prompt="{prompt}"'))
+        loads = f'from transformers import AutoTokenizer, AutoModelForPreTraining as Model\nmodel = Model.from_pretrained("{_relative(run_dir)}/model")'
+        if not masked:
+            loads = loads.replace("AutoModelForPreTraining", "AutoModelForCausalLM")
+        found.append(("Load it in Python.", loads))
+    if summary and config.get("steps"):
+        found.append(("Train longer: the command of this run with", f"steps={2 * config['steps']} resume.extend=true"))
+        layers = (config.get("model") or {}).get("layers")
+        if layers:
+            found.append(("Try another size, beside this run: the command of this run with", f"model.layers={2 * layers} name={run_dir.name}-larger"))
+    elif not summary:
+        found.append(("Go on with this run.", "the same command again"))
+    found.append(("Compute the held-out figures anew.", shlex.join(["trainer", "evaluate", run])))
+    return [{"text": text, "command": command} for text, command in found]
+
+
+def _relative(path: Path) -> str:
+    """As a person in the working directory would name it."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+_GOOD, _BAD = ("finish", "checkpoint"), ("nan", "restart", "failed", "error", "crash", "halt", "giveup")
+
+
+def _event(event: dict[str, Any], first: float | None) -> dict[str, Any]:
+    kind = str(event.get("kind", ""))
+    rest = {key: value for key, value in event.items() if key not in ("time", "attempt", "step", "rank", "kind") and value not in (None, "", [], {})}
+    after = duration(event["time"] - first) if isinstance(event.get("time"), (int, float)) and first is not None else ""
+    step = event.get("step")
+    return {
+        "after": after,
+        "attempt": event.get("attempt", ""),
+        "step": f"{step:,}" if isinstance(step, int) else "",
+        "kind": kind,
+        "tone": "good" if kind in _GOOD else "bad" if kind in _BAD else "",
+        "told": " · ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in rest.items()),
+    }
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 240 else text[:240] + "…"
+
+
+def shown(key: str, value: Any) -> str:
+    """A figure of the summary as a person reads it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if key.endswith("_bytes"):
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
+    if key in ("mfu", "goodput") or "accuracy" in key:
+        return f"{value:.1%}"
+    if key.endswith("_per_second"):
+        return f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, (int, float)) else ""
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, (int, float)) else ""
+
+
+def _rate(value: Any) -> str:
+    if not isinstance(value, (int, float)):
+        return ""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e4, "K")):
+        if value >= size:
+            scaled = value / (1e3 if letter == "K" else size)
+            return f"{scaled:.3g}{letter}" if scaled < 1000 else f"{scaled:,.0f}{letter}"
+    return f"{value:,.0f}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
