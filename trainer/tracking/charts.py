@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ def svg(chart: Chart) -> str:
     """The picture as an SVG element, its colours given by the page's custom properties (`--ink`, `--first` …)."""
     import matplotlib
 
-    options = {
+    options: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": chart.title,
         "font.size": 9,
@@ -121,7 +122,7 @@ def _draw(chart: Chart, axes: Any) -> None:
         axes.annotate(label, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
                       ha="right", va="bottom", color=_COLOURS["muted"], fontsize=8)  # fmt: skip
     if sum(not curve.faint for curve in chart.curves) > 1:
-        axes.legend(loc="best", fontsize=8, handlelength=1.4, borderaxespad=0.2)
+        axes.legend(loc="best", fontsize=9, handlelength=1.4, borderaxespad=0.2)
 
 
 def _range(chart: Chart) -> tuple[float | None, float | None]:
@@ -136,12 +137,13 @@ def _range(chart: Chart) -> tuple[float | None, float | None]:
 
 
 def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Mean over a window of `share` of the curve that ends at each point; the figures themselves where they are few."""
-    width = max(1, int(len(values) * share))
-    total, found = 0.0, []
-    for index, value in enumerate(values):
-        total += value - (values[index - width] if index >= width else 0.0)
-        found.append(total / min(index + 1, width))
+    """Mean over a window of `share` of the curve around each point, narrower towards the ends, so that it does not lag behind."""
+    half = int(len(values) * share / 2)
+    sums = [0.0, *itertools.accumulate(values)]
+    found = []
+    for index in range(len(values)):
+        reach = min(half, index, len(values) - 1 - index)
+        found.append((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
     return found
 
 

@@ -55,7 +55,7 @@ def page(run_dir: Path) -> dict[str, Any]:
         "charts": charts(trained, evaluated, summary, [start["resumed_at"] for start in starts if start.get("resumed_at")]),
         "attempts": len(starts),
         "sample": sample.read_text(encoding="utf-8", errors="replace").strip() if sample.is_file() else "",
-        "summary": [(key.replace("_", " "), shown(key, value)) for key, value in summary.items()],
+        "summary": [(key.removesuffix("_bytes").replace("_", " "), shown(key, value)) for key, value in summary.items()],
         "events": [_event(event, events[0].get("time")) for event in events[-_EVENTS:]],
         "left_out": max(0, len(events) - _EVENTS),
         "hints": hints(run_dir, config, summary),
@@ -115,7 +115,9 @@ def comparisons(summary: dict[str, Any]) -> list[dict[str, Any]]:
         rows = [("this model", summary["masked_accuracy"])]
         if summary.get("masked_accuracy_from_neighbour") is not None:
             rows.append(("most frequent neighbour", summary["masked_accuracy_from_neighbour"]))
-        found.append(_comparison("Masked tokens found", rows, "Share of held-out masked tokens; more is better.", lambda value: f"{value:.1%}", 1.0))
+        found.append(
+            _comparison("Masked tokens found", rows, "Share of held-out masked tokens; more is better.", lambda value: f"{value:.1%}", 1.0)
+        )
     if summary.get("next_sentence_accuracy") is not None:
         low, high = (summary.get(f"next_sentence_accuracy_{end}_99") for end in ("low", "high"))
         note = "Share of held-out pairs; half of them do follow."
@@ -128,13 +130,14 @@ def comparisons(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _comparison(title: str, rows: list[tuple[str, float]], note: str, form: Any, full: float | None = None) -> dict[str, Any]:
     most = full or max(value for _, value in rows) or 1.0
-    bars = [{"label": label, "value": form(value), "percent": 100 * value / most, "ours": index == 0} for index, (label, value) in enumerate(rows)]
+    bars = [
+        {"label": label, "value": form(value), "percent": 100 * value / most, "ours": index == 0}
+        for index, (label, value) in enumerate(rows)
+    ]
     return {"title": title, "note": note, "bars": bars}
 
 
-def charts(
-    trained: list[dict[str, Any]], evaluated: list[dict[str, Any]], summary: dict[str, Any], marks: list[int]
-) -> list[Chart]:
+def charts(trained: list[dict[str, Any]], evaluated: list[dict[str, Any]], summary: dict[str, Any], marks: list[int]) -> list[Chart]:
     """The curves that there are figures for."""
     terms = sorted({key for line in trained for key in line if key.endswith("_loss") and not key.startswith("eval_")})
     loss = _curves(trained, "loss", "training", smoothed=True) + _curves(evaluated, "eval_loss", "held out", "second", points=True)
@@ -174,14 +177,14 @@ def _curves(
 
 def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, str]]:
     """Commands that follow from this run."""
-    run = f"run={_relative(run_dir)}"
+    run = f"run={relative(run_dir)}"
     masked = (config.get("task") or {}).get("name", "").startswith("mlm")
     prompt = "The [MASK] is here." if masked else "def "
     found = []
     if (run_dir / "model").is_dir():
         text = "Let it fill in words." if masked else "Let it write."
         found.append((text, shlex.join(["trainer", "generate", run]) + f' prompt="{prompt}"'))
-        loads = f'from transformers import AutoTokenizer, AutoModelForPreTraining as Model\nmodel = Model.from_pretrained("{_relative(run_dir)}/model")'
+        loads = f'from transformers import AutoTokenizer, AutoModelForPreTraining as Model\nmodel = Model.from_pretrained("{relative(run_dir)}/model")'
         if not masked:
             loads = loads.replace("AutoModelForPreTraining", "AutoModelForCausalLM")
         found.append(("Load it in Python.", loads))
@@ -189,14 +192,16 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
         found.append(("Train longer: the command of this run with", f"steps={2 * config['steps']} resume.extend=true"))
         layers = (config.get("model") or {}).get("layers")
         if layers:
-            found.append(("Try another size, beside this run: the command of this run with", f"model.layers={2 * layers} name={run_dir.name}-larger"))
+            found.append(
+                ("Try another size, beside this run: the command of this run with", f"model.layers={2 * layers} name={run_dir.name}-larger")
+            )
     elif not summary:
         found.append(("Go on with this run.", "the same command again"))
     found.append(("Compute the held-out figures anew.", shlex.join(["trainer", "evaluate", run])))
     return [{"text": text, "command": command} for text, command in found]
 
 
-def _relative(path: Path) -> str:
+def relative(path: Path) -> str:
     """As a person in the working directory would name it."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
@@ -209,7 +214,11 @@ _GOOD, _BAD = ("finish", "checkpoint"), ("nan", "restart", "failed", "error", "c
 
 def _event(event: dict[str, Any], first: float | None) -> dict[str, Any]:
     kind = str(event.get("kind", ""))
-    rest = {key: value for key, value in event.items() if key not in ("time", "attempt", "step", "rank", "kind") and value not in (None, "", [], {})}
+    rest = {
+        key: value
+        for key, value in event.items()
+        if key not in ("time", "attempt", "step", "rank", "kind") and value not in (None, "", [], {})
+    }
     after = duration(event["time"] - first) if isinstance(event.get("time"), (int, float)) and first is not None else ""
     step = event.get("step")
     return {
@@ -239,7 +248,7 @@ def shown(key: str, value: Any) -> str:
         return f"{value:.1%}"
     if key.endswith("_per_second"):
         return f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def _number(value: Any) -> str:

@@ -90,7 +90,7 @@ class WeightsAndBiases:
                     return self._drain()
             self.say(f"W&B: {getattr(self._run, 'url', None) if self.mode == 'online' else f'offline, {reason}'}")
             self._take()
-        except Exception as error:  # Whatever W&B raises, training goes on.
+        except Exception as error:  # noqa: BLE001 (whatever W&B raises, training goes on)
             self.say(f"W&B: stopped, {type(error).__name__}: {error}; metrics.jsonl has everything")
             self._drain()
 
@@ -136,7 +136,7 @@ class WeightsAndBiases:
                 config={**self.config, "command": shlex.join(redacted_words(sys.argv))},
                 settings=options,
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.say(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
             return False
         self.folder = str(Path(self._run.settings.sync_dir))

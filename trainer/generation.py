@@ -1,0 +1,126 @@
+"""What a trained model writes: a continuation of a prompt, or words in place of [MASK]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.choices import ConfigError
+from trainer.streams import seed_all
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Guess:
+    """A token for one [MASK], with its probability."""
+
+    token: str
+    probability: float
+
+
+@dataclass
+class Writer:
+    """A model with its tokenizer. limit: tokens that it has learned to see at once."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    limit: int
+
+    @property
+    def fills(self) -> bool:
+        """Whether the model fills in masked tokens instead of going on with a text."""
+        return (
+            self.tokenizer.mask_token_id is not None
+            and not getattr(self.model.config, "is_decoder", False)
+            and not self.model.can_generate()
+        )
+
+    def write(self, prompt: str, max_tokens: int = 200, temperature: float = 0.8, top_k: int = 50, seed: int = 0) -> str:
+        """The prompt and what the model adds: at most `max_tokens`, less where a document ends or `limit` is reached.
+
+        temperature=0 takes the likeliest token each time. Raises ConfigError where the prompt leaves no room.
+        """
+        import torch
+
+        ids = self._ids(prompt)
+        room = min(max_tokens, self.limit - len(ids))
+        if room < 1:
+            raise ConfigError(f"prompt: {len(ids)} tokens, but the model has learned to see {self.limit} at once; give a shorter one")
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
+        seed_all(seed, "generate")
+        inputs = torch.tensor([ids], device=self.model.device)
+        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        with torch.no_grad():
+            found = self.model.generate(  # type: ignore[operator]
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=room,
+                pad_token_id=padding,
+                eos_token_id=self.tokenizer.eos_token_id,
+                **sampling,
+            )
+        return prompt + str(self.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def fill(self, prompt: str, top: int = 5) -> list[list[Guess]]:
+        """The likeliest tokens for every [MASK] of the prompt, in order. Raises ConfigError where there is none."""
+        ids = self.tokenizer(prompt)["input_ids"]
+        if self.tokenizer.mask_token_id not in ids:
+            mask = self.tokenizer.mask_token
+            raise ConfigError(f"prompt: {prompt!r} has no {mask}; this model fills in words, e.g. prompt='The {mask} is here.'")
+        return [
+            [Guess(self.tokenizer.decode([token]), probability) for token, probability in guesses] for guesses in self._guesses(ids, top)
+        ]
+
+    def restore(self, ids: list[int], every: int = 6) -> str:
+        """A text with every sixth token masked, and below it what the model puts there."""
+        tokenizer, ids = self.tokenizer, list(ids)
+        places = range(every - 1, len(ids), every)
+        hidden = [tokenizer.mask_token_id if place in places else token for place, token in enumerate(ids)]
+        best = self._guesses([tokenizer.cls_token_id, *hidden, tokenizer.sep_token_id], 1)
+        for place, guesses in zip(places, best, strict=True):
+            ids[place] = guesses[0][0]
+        return f"{tokenizer.decode(hidden)}\n\n→ {tokenizer.decode(ids)}"
+
+    def _guesses(self, ids: list[int], top: int) -> list[list[tuple[int, float]]]:
+        """Token and probability of the likeliest ones at every mask of a sequence with its special tokens."""
+        import torch
+
+        if len(ids) > self.limit:
+            raise ConfigError(f"prompt: {len(ids)} tokens, but the model has learned to see {self.limit} at once; give a shorter one")
+        inputs = torch.tensor([ids], device=self.model.device)
+        places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+        with torch.no_grad():
+            output = self.model(input_ids=inputs)
+        logits = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
+        best = logits[0, places].float().softmax(-1).topk(top)
+        return [
+            list(zip(tokens, probabilities, strict=True))
+            for tokens, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _ids(self, prompt: str) -> list[int]:
+        # A document begins after the token that ends the one before it: so was training.
+        begin = self.tokenizer.eos_token_id if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id
+        return [begin, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+
+def open_writer(path: Path, sequence_length: int | None = None) -> Writer:
+    """The model and tokenizer in a `model/` directory. sequence_length: that of training, where it is less than the model's positions.
+
+    Raises ConfigError where there is no model yet.
+    """
+    import transformers
+
+    from trainer.export import load_exported
+
+    model = load_exported(path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    # Positions that training never reached have random embeddings.
+    limits = [limit for limit in (positions, sequence_length) if limit is not None]
+    return Writer(model, tokenizer, min(limits, default=2048))

@@ -1,0 +1,90 @@
+"""The end of a run, told: its figures beside what needs no training, what the model writes, where everything is, what to try."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from trainer.choices import ConfigError
+from trainer.run import RunDir, load_frozen, write_atomically
+from trainer.tracking.report import SAMPLE, hints, relative, shown, write
+
+_TOKENS = 120
+
+
+def closing(path: Path, console: Console) -> None:
+    """Write sample.txt and report.html of a finished run, and print what a person wants to know of it."""
+    run = RunDir(path)
+    config = load_frozen(run.config_path)
+    sample = sample_of(run, config)
+    if sample:
+        write_atomically(run / SAMPLE, sample + "\n")
+    page = write(run.path)
+    summary = run.summary or {}
+    console.print()
+    console.print(figures(summary))
+    if sample:
+        console.print("\n[bold]what the model writes[/]")
+        console.print(Padding(escape(sample), (0, 2)), soft_wrap=False)
+    console.print(f"\n[bold]report[/]  {escape(relative(page))}\n[bold]model[/]   {escape(relative(run / 'model'))}/", soft_wrap=True)
+    console.print("\n[bold]what to try next[/]")
+    for hint in hints(run.path, {"task": {"name": config.task.name}}, summary)[:2]:
+        console.print(f"  {escape(hint['text'])}\n    {escape(hint['command']).replace(chr(10), chr(10) + '    ')}", soft_wrap=True)
+
+
+def figures(summary: dict[str, Any]) -> Table:
+    """The figures that matter, each beside its baseline where there is one."""
+    beside = {
+        "bits_per_byte": ", ".join(
+            f"{kind} {summary[f'{kind}_bits_per_byte']:.3f}" for kind in ("gzip", "xz") if summary.get(f"{kind}_bits_per_byte")
+        ),
+        "masked_accuracy": f"most frequent neighbour {summary['masked_accuracy_from_neighbour']:.1%}"
+        if summary.get("masked_accuracy_from_neighbour") is not None
+        else "",
+        "next_sentence_accuracy": "a coin 50.0%",
+        "tokens_per_second": "over all devices",
+        "mfu": "of the devices' bf16 peak",
+        "goodput": "of the time since the first start",
+    }
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    keys = (
+        "loss",
+        "eval_loss",
+        "perplexity",
+        "bits_per_byte",
+        "masked_accuracy",
+        "next_sentence_accuracy",
+        "tokens_per_second",
+        "mfu",
+        "goodput",
+    )
+    for key in keys:
+        if summary.get(key) is not None:
+            name = {"eval_loss": "held-out loss", "loss": f"loss at step {summary.get('steps') or 0:,}"}.get(key, key.replace("_", " "))
+            table.add_row(name, shown(key, summary[key]), beside.get(key, ""))
+    return table
+
+
+def sample_of(run: RunDir, config: Any) -> str:
+    """What the model in `model/` writes, or fills in; nothing where its kind is not known."""
+    from trainer.data.corpus import open_corpus
+    from trainer.generation import open_writer
+
+    try:
+        writer = open_writer(run / "model", config.sequence_length)
+        if not writer.fills:
+            return writer.write("def " if config.data.name == "stdlib" else "", _TOKENS, seed=config.seed)
+        resolved = run.placement
+        split = open_corpus(resolved["corpus"], resolved["rows"], config).split("eval")
+        return writer.restore(split.tokens.read(0, min(48, len(split.tokens), config.sequence_length - 2)).tolist())
+    except (ConfigError, OSError, KeyError):
+        # The run is done and saved; a sample is an extra.
+        return ""

@@ -1,0 +1,80 @@
+"""`trainer evaluate run=runs/quickstart`: the held-out figures of a trained model, computed anew in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainer.choices import ConfigError
+from trainer.options import option, parse
+
+if TYPE_CHECKING:
+    from trainer.run import RunDir
+
+SUMMARY = "compute a run's held-out figures anew, in one process"
+
+
+@dataclass
+class Options:
+    """What `evaluate` takes."""
+
+    run: str = option(help="run directory")
+    device: str | None = option(None, help="cpu or cuda; default: as the run has it")
+
+
+def run(words: list[str]) -> int:
+    """Print the figures beside those that the run recorded. Raises ConfigError where there is no such run, or no model yet."""
+    options = parse(words, Options, "evaluate")
+    if options is None:
+        return 0
+    from trainer.front_door import existing
+
+    found = existing(options.run)
+    if not (found / "model" / "config.json").exists():
+        raise ConfigError(
+            f"run={options.run}: no model/ there yet; it is written when the budget is reached: the same `trainer train …` goes on"
+        )
+    _print(held_out(found, options.device), found.summary or {})
+    return 0
+
+
+def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
+    """Figures of `model/` on the held-out split of the run's own data, by the code that the training loop uses."""
+    import torch
+
+    from trainer.data.corpus import open_corpus
+    from trainer.distributed import World
+    from trainer.evaluation import evaluate, held_out_loader
+    from trainer.models.pretrained import Pretrained
+    from trainer.run import load_frozen
+    from trainer.strategies.single import Single
+
+    config = load_frozen(run.config_path)
+    resolved = run.placement
+    kind = device or config.device.kind
+    on = torch.device("cuda" if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()) else "cpu")
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=on)
+    corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
+    # What users load is what is evaluated.
+    config.model = Pretrained(path=str(run / "model"))
+    config.strategy = Single()
+    placement = config.strategy.place(config.task.module(config, corpus), config.optim.build, config, world)
+    loader = held_out_loader(config.task, corpus, config.seed, int(resolved["micro_batch"]), placement, config.data.workers)
+    return evaluate(placement, config.task, corpus, loader, on)
+
+
+def _print(figures: dict[str, Any], recorded: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from trainer.tracking.report import shown
+
+    table = Table("held out", box=None, pad_edge=False, header_style="bold")
+    table.add_column("now", justify="right")
+    table.add_column("in summary.json", justify="right")
+    for key, value in figures.items():
+        table.add_row(key.replace("_", " "), shown(key, value), shown(key, recorded.get(key)))
+    for key, value in recorded.items():
+        if key.endswith(("gzip_bits_per_byte", "xz_bits_per_byte", "_from_neighbour")):
+            table.add_row(key.replace("_", " "), "", shown(key, value), style="dim")
+    Console(highlight=False).print(table)
