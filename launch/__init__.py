@@ -28,8 +28,8 @@ class Handle:
 class Launcher(Choice, group="launcher", role="placement"):
     """Where the processes of a run are started."""
 
-    def ready(self, config: Config) -> None:
-        """Raise ConfigError where the machines cannot run this (B09), before anything is prepared."""
+    def ready(self, config: Config) -> int:
+        """The world size. Raises ConfigError where the machines cannot run this (B09), before anything is prepared."""
         raise NotImplementedError
 
     def submit(self, run_dir: Path, config: Config, lock: int | None = None) -> Handle:

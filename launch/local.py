@@ -35,8 +35,8 @@ class Local(Launcher):
         if self.processes is not None and self.processes < 1:
             raise ConfigError(f"launcher.processes: {self.processes}; must be at least 1")
 
-    def ready(self, config: Config) -> None:
-        self.resources(config)
+    def ready(self, config: Config) -> int:
+        return self.resources(config)[0]
 
     def resources(self, config: Config) -> tuple[int, str]:
         """(processes, device kind) on this machine. Raises ConfigError where more is asked than there is (B09)."""
@@ -119,7 +119,10 @@ def _forwarding(agent: subprocess.Popen[bytes]) -> Iterator[None]:
         if agent.poll() is None:
             agent.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        wanted.append(signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in wanted}
     try:
         yield
     finally:

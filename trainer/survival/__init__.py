@@ -7,3 +7,5 @@ FINISHED = 0
 STOPPED = 75
 # A restart would end the same way: a refused configuration, a halt by policy (EX_CONFIG).
 HALTED = 78
+# Killed on request, without saving (128 + SIGKILL).
+KILLED = 137
