@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from trainer.choices import Choice, choice, identity, placement
+from trainer.choices import Choice, ConfigError, choice, identity, placement
+
+TRAIN, EVAL = "train", "eval"
+SPLITS = (TRAIN, EVAL)
 
 
 class OnError(str, Enum):
-    """What happens with input that cannot be decoded."""
+    """What happens with a line that is not text."""
 
     fail = "fail"
     skip = "skip"
 
 
-class Unit(str, Enum):
+class Document(str, Enum):
     """What one document is."""
 
     file = "file"
@@ -23,31 +28,102 @@ class Unit(str, Enum):
     line = "line"
 
 
+@dataclass(frozen=True)
+class SourceFile:
+    """A text file, plain or gzip. split: where all of it goes, or None where its documents are parted by us."""
+
+    path: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a source, in order. dropped: reason → files left out. where: the key to name when nothing is left."""
+
+    files: list[SourceFile]
+    where: str
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclass
 class Source(Choice, group="data"):
     """Text, cut into documents, parted into training and held out."""
+
+    document: Document = identity(Document.file, help="file | blank_line | line: what one document is")
+    held_out: float = identity(0.05, help="share that is held out, where no split is given")
+    on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with a line that is not UTF-8 text")
+    workers: int = placement(2, help="threads that read and collate ahead of the step")
+    processes: int | None = placement(None, help="processes that tokenize; default: one a core")
+
+    def check(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"data.held_out: {self.held_out}; a share between 0 and 1, e.g. 0.05")
+        if self.workers < 0:
+            raise ConfigError(f"data.workers: {self.workers}; 0 (read in the loop) or more")
+        if self.processes is not None and self.processes < 1:
+            raise ConfigError(f"data.processes: {self.processes}; 1 or more")
+
+    def listing(self) -> Listing:
+        """The files, sorted. Raises ConfigError where there are none."""
+        raise NotImplementedError
 
 
 @choice
 class Stdlib(Source):
-    """The source text of the running interpreter's standard library."""
+    """The source of the running interpreter's standard library, parted by top-level package: text that every machine has."""
 
     name: str = "stdlib"
-    held_out: float = identity(0.1, help="share of the top-level packages that is held out")
-    on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with text that is not UTF-8")
-    workers: int = placement(2, help="threads that read and collate ahead of the step")
-    processes: int | None = placement(None, help="processes of prepare; default: the cores")
+    held_out: float = identity(0.1, help="share of the bytes that is held out, as whole top-level packages")
+
+    def check(self) -> None:
+        super().check()
+        if self.document is not Document.file:
+            raise ConfigError(f"data.document: {self.document.value}; with data=stdlib a document is a file")
+
+    def listing(self) -> Listing:
+        from trainer.data.stdlib import list_standard_library
+
+        return list_standard_library(self.held_out)
 
 
 @choice
 class Text(Source):
-    """Text files."""
+    """Text files: UTF-8, plain or gzip."""
 
     name: str = "text"
-    path: Any = identity(None, help="files, folders or patterns; plain or .gz; the held-out part is cut by us")
-    train: Any = identity(None, help="a given training split, in place of path")
-    eval: Any = identity(None, help="a given held-out split, in place of path")
-    document: Unit = identity(Unit.file, help="file | blank_line | line: what one document is")
-    held_out: float = identity(0.05, help="share of the documents that is held out of data.path")
-    on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with text that is not UTF-8")
-    workers: int = placement(2, help="threads that read and collate ahead of the step")
-    processes: int | None = placement(None, help="processes of prepare; default: the cores")
+    path: Any = identity(None, help="files, folders or patterns; the held-out part is cut by us")
+    train: Any = identity(None, help="given splits: the training files, folders or patterns")
+    eval: Any = identity(None, help="given splits: the held-out files, folders or patterns")
+
+    def check(self) -> None:
+        super().check()
+        for key in ("path", *SPLITS):
+            value = getattr(self, key)
+            entries = value if isinstance(value, (list, tuple)) else [value]
+            if value is not None and (not entries or not all(isinstance(entry, str) and entry for entry in entries)):
+                raise ConfigError(f"data.{key}: {value!r}; a file, a folder, a pattern, or a list of them")
+        given = (self.train is not None, self.eval is not None)
+        if self.path is not None and any(given):
+            raise ConfigError("data.path and data.train|data.eval: both given; data.path is one corpus that we part, the others are given splits")
+        if self.path is None and not any(given):
+            raise ConfigError("data.path: missing; data=text needs data.path=FILES, or data.train=FILES and data.eval=FILES")
+        if self.path is None and not all(given):
+            have, lacks = ("train", "eval") if self.train is not None else ("eval", "train")
+            raise ConfigError(
+                f"data.{lacks}: missing beside data.{have}; give both, or data.path={getattr(self, have)} to have a part held out"
+            )
+
+    def listing(self) -> Listing:
+        from trainer.data.files import find_files
+
+        if self.path is not None:
+            paths, dropped = find_files(self.path, "data.path")
+            return Listing([SourceFile(path) for path in paths], f"data.path={self.path}", dropped)
+        train, dropped = find_files(self.train, "data.train")
+        held_out, more = find_files(self.eval, "data.eval")
+        both = sorted(set(train) & set(held_out))
+        if both:
+            raise ConfigError(f"data.eval: {both[0]} is in data.train too; what is trained on cannot be held out ({len(both)} such files)")
+        files = [SourceFile(path, TRAIN) for path in train] + [SourceFile(path, EVAL) for path in held_out]
+        reasons = {reason: dropped.get(reason, 0) + more.get(reason, 0) for reason in {*dropped, *more}}
+        return Listing(files, f"data.train={self.train} data.eval={self.eval}", reasons)
