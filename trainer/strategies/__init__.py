@@ -56,11 +56,19 @@ class Placement:
         raise NotImplementedError
 
     def discard(self) -> torch.Tensor:
-        """Drop the accumulated gradients; the norm they had, as a device scalar. No parameter, moment or counter changes."""
+        """Drop the accumulated gradients; the global norm they had, as a device scalar. No parameter, moment or counter changes."""
+        raise NotImplementedError
+
+    def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """This rank's share of the gradients accumulated so far, reduced over the ranks, by parameter name."""
         raise NotImplementedError
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's share of the state by name; over all ranks each tensor is tiled exactly once."""
+        raise NotImplementedError
+
+    def scalars(self) -> dict[str, int]:
+        """State that is a whole number and the same on all ranks: `optimizer_step`, the updates that were applied."""
         raise NotImplementedError
 
     def load(self, read: Read) -> None:
@@ -76,7 +84,7 @@ class Placement:
         raise NotImplementedError
 
     def state_table(self) -> list[dict[str, Any]]:
-        """Rows {kind, dtype, bytes} of what this rank holds: parameters, gradients, moments, and the dtype of reductions."""
+        """Rows {kind, dtype, bytes} of what this rank holds: parameters, gradients, moments; and the dtype of reductions, of no bytes."""
         raise NotImplementedError
 
     def shares(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Data parallelism: every rank holds everything, gradients are averaged."""
+"""Data parallelism: every rank holds everything, gradients are averaged bucket by bucket during the last backward of a step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,23 @@ if TYPE_CHECKING:
 
 @choice
 class DDP(Strategy):
-    """Everything on every device."""
+    """Everything on every device; torch's DistributedDataParallel, constructed by Accelerate."""
 
     name: str = "ddp"
 
     def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
-        raise NotImplementedError
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        from trainer.strategies.replicated import Averaged, Replicated
+        from trainer.strategies.torch_driven import Called
+
+        # A buffer here is a constant (positions, masks): broadcasting it before every forward would be for nothing.
+        kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[kwargs])
+        wrapped = accelerator.prepare_model(module)
+        optimizer = build_optimizer(module.named_parameters())
+        if world.size == 1:
+            # Accelerate wraps nothing for one process.
+            return Replicated(Called(wrapped, world.device, config.precision.autocast), module, optimizer, world)
+        return Averaged(wrapped, module, optimizer, config.precision.autocast, world)

@@ -1,4 +1,7 @@
-"""FSDP2: parameters, gradients and moments sharded by row."""
+"""FSDP2: parameters, gradients and moments sharded by row over the ranks; torch's own `fully_shard`.
+
+Not through Accelerate, which ignores its FSDP plugin on a CPU without a word and would train unsynchronised.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,15 @@ if TYPE_CHECKING:
 
 @choice
 class FSDP(Strategy):
-    """Everything sharded."""
+    """Every tensor cut by rows; a transformer block is gathered while it computes."""
 
     name: str = "fsdp"
 
     def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
-        raise NotImplementedError
+        from trainer.strategies.sharded import Sharded, on_meta, shard
+        from trainer.strategies.torch_driven import Called
+
+        skeleton = on_meta(module)
+        shard(module.to(world.device), world)
+        called = Called(module, world.device, config.precision.autocast)
+        return Sharded(called, module, skeleton, build_optimizer(module.named_parameters()), world)

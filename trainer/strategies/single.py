@@ -23,4 +23,10 @@ class Single(Strategy):
     processes: ClassVar[int | None] = 1
 
     def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
-        raise NotImplementedError
+        from trainer.strategies.replicated import Replicated
+        from trainer.strategies.torch_driven import Called
+
+        assert world.size == 1, f"strategy=single in a world of {world.size}"
+        module.to(world.device)
+        called = Called(module, world.device, config.precision.autocast)
+        return Replicated(called, module, build_optimizer(module.named_parameters()), world)

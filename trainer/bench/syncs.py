@@ -1,0 +1,46 @@
+"""Counting host synchronisations below Python's surface, forward and backward: `with HostSyncs() as syncs: step()`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal", "aten::is_nonzero"}
+_COPIES = {"aten::_to_copy", "aten::copy_", "aten::to"}
+
+
+class HostSyncs(TorchDispatchMode):
+    """Counts operations that make the host wait for the device, by name.
+
+    On a CPU nothing waits, but the same operations run, so the count is that of a GPU except for copies from it, which are counted there only.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        if name in _WAITS or (name.startswith("aten::index") and _has_mask(args)) or (name in _COPIES and _leaves_device(name, args, result)):
+            self.counts[name] += 1
+        return result
+
+
+def _has_mask(args: tuple[Any, ...]) -> bool:
+    """Whether an index is boolean: its shape then depends on values, which the host must read."""
+    indices = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+    return any(isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def _leaves_device(name: str, args: tuple[Any, ...], result: Any) -> bool:
+    source = args[1] if name == "aten::copy_" else args[0]
+    tensors = isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor)
+    return tensors and source.device.type != "cpu" and result.device.type == "cpu"

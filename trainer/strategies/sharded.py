@@ -1,0 +1,110 @@
+"""State cut by rows over the ranks: what `fsdp` drives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from trainer.checkpoint.boxes import Box
+from trainer.strategies.torch_driven import Called, TorchPlacement
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.pieces import Read
+    from trainer.distributed import World
+
+
+class Sharded(TorchPlacement):
+    """Rows of every parameter and moment here, as DTensors."""
+
+    def __init__(self, called: Called, root: nn.Module, skeleton: nn.Module, optimizer: torch.optim.Optimizer, world: World):
+        self.root = root
+        self.skeleton = skeleton
+        self.leads = world.leads
+        named = list(root.named_parameters())
+        assert all(isinstance(parameter, DTensor) for _, parameter in named), "fully_shard left parameters whole"
+        super().__init__(called, named, optimizer, world)
+
+    def held(self, tensor: Tensor) -> Box | None:
+        lengths, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
+        return Box(tuple(offset), tuple(lengths)) if all(lengths) else None
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to_local()  # type: ignore[attr-defined]
+
+    def accumulate(self, loss: Tensor, last: bool) -> None:
+        # Every backward reduces: the sum over micro-batches is kept sharded, which is what this strategy is for. It averages.
+        (loss * self.data_size).backward()
+
+    def norm(self) -> Tensor:
+        return super().norm().full_tensor()  # type: ignore[attr-defined]
+
+    def _read(self, read: Read, moments: bool) -> None:
+        # An evaluation leaves the root gathered until the next backward; what is gathered would go on with the old values.
+        for module in self.root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        super()._read(read, moments)
+
+    @contextmanager
+    def gathered(self) -> Iterator[nn.Module]:
+        memo: dict[int, nn.Parameter] = {}
+        empty = dict(self.skeleton.named_parameters())
+        for name, parameter in self.named:
+            full = parameter.detach().full_tensor()  # type: ignore[attr-defined]
+            if self.leads:
+                memo[id(empty[name])] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+        yield copy.deepcopy(self.skeleton, memo) if self.leads else self.skeleton
+
+    def share(self, shape: tuple[int, ...]) -> int:
+        rows = -(-shape[0] // self.data_size)
+        return rows * torch.Size(shape[1:]).numel()
+
+
+def shard(module: nn.Module, world: World) -> None:
+    """Cut a module in place: a unit for each transformer block, and one for the rest."""
+    for parameter in module.parameters():
+        # The same by seed already, unless a rank read other weights; DDP and DeepSpeed broadcast too.
+        dist.broadcast(parameter.detach(), src=0)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in blocks(module):
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The transformer blocks: members of the outermost lists of modules.
+
+    Raises ValueError where a parameter of a block is tied to one outside of it: two units would each update a copy of their own.
+    """
+    found: list[nn.Module] = []
+    for child in module.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+    owners: dict[int, set[int]] = {}
+    for index, block in enumerate(found):
+        for parameter in block.parameters():
+            owners.setdefault(id(parameter), set()).add(index)
+    outside = {id(parameter) for name, parameter in module.named_parameters(remove_duplicate=False) if not _within(name, module, found)}
+    if any(len(indices) > 1 or key in outside for key, indices in owners.items()):
+        raise ValueError("fsdp cannot cut a model whose transformer blocks share parameters with each other or with the rest; use strategy=ddp")
+    return found
+
+
+def _within(name: str, module: nn.Module, found: list[nn.Module]) -> bool:
+    parts = name.split(".")
+    return any(module.get_submodule(".".join(parts[:depth])) in found for depth in range(1, len(parts)))
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy without values: the same structure and ties, its parameters on the meta device."""
+    memo = {id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad) for parameter in module.parameters()}
+    return copy.deepcopy(module, memo)

@@ -1,0 +1,23 @@
+"""The table of what a rank holds, by kind: dtype and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+
+def table(held: Mapping[str, Iterable[torch.Tensor]], reductions: Iterable[torch.dtype]) -> list[dict[str, Any]]:
+    """Rows {kind, dtype, bytes}, a row for each dtype of a kind; reductions hold nothing, but their dtype decides the sums."""
+    rows = []
+    for kind, tensors in held.items():
+        sizes: dict[torch.dtype, int] = {}
+        for tensor in tensors:
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.numel() * tensor.element_size()
+        rows += [{"kind": kind, "dtype": name_of(dtype), "bytes": size} for dtype, size in sizes.items()]
+    return rows + [{"kind": "reduction", "dtype": name_of(dtype), "bytes": 0} for dtype in sorted(reductions, key=str)]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,193 @@
+"""Placements whose optimizer is torch's and stepped by us: `single`, `ddp` and `fsdp` differ only in what a rank holds and in backward.
+
+The step never waits for the device: whether the gradient is finite and how much to clip are tensors that the fused update reads
+(`found_inf`, `grad_scale`: torch's interface of gradient scalers), so a dropped step changes no parameter, moment or counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.checkpoint.boxes import Box, whole
+from trainer.checkpoint.pieces import Piece
+from trainer.strategies import Placement
+from trainer.strategies.tables import table
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.pieces import Read
+    from trainer.distributed import World
+
+
+class Called(nn.Module):
+    """What the loop calls: the placed module under autocast (or not), and whatever else surrounds a forward."""
+
+    def __init__(self, inner: nn.Module, device: torch.device, autocast: str | None, around: AbstractContextManager[Any] | Any = nullcontext):
+        super().__init__()
+        self.inner = inner
+        self._device_type = device.type
+        self._dtype = getattr(torch, autocast) if autocast else None
+        self._around = around
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        with self._around(), torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
+            return self.inner(*inputs, **named)
+
+
+class TorchPlacement(Placement):
+    """State in a torch optimizer over whole parameters. named: the parameters as the optimizer holds them, by their unwrapped names."""
+
+    def __init__(self, module: nn.Module, named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, world: World):
+        require_skipping(optimizer)
+        self.module = module
+        self.named = named
+        self.optimizer = optimizer
+        self.data_rank, self.data_size = world.rank, world.size
+        prime(optimizer)
+
+    # What of a parameter this rank holds, and what of it this rank writes to checkpoints.
+
+    def held(self, tensor: Tensor) -> Box | None:
+        """The box of a parameter (or of a moment of its) that is on this rank."""
+        return whole(tuple(tensor.shape))
+
+    def owned(self, tensor: Tensor) -> Box | None:
+        """The part of what is held that this rank writes; over all ranks every element once."""
+        return self.held(tensor)
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """The values of what is held, sharing memory with the state."""
+        return tensor.detach()
+
+    # A step.
+
+    def accumulate(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def norm(self) -> Tensor:
+        """Norm of all accumulated gradients together, over all ranks: a scalar on the device."""
+        return nn.utils.get_total_norm([parameter.grad for _, parameter in self.named if parameter.grad is not None])
+
+    def finish(self, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
+        norm = self.norm()
+        dropped = (~torch.isfinite(norm)).float()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * lr_factor
+        scale = None if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
+        step(self.optimizer, dropped, scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm, 1.0 - dropped
+
+    def discard(self) -> Tensor:
+        norm = self.norm()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    # State by name.
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.named:
+            if parameter.grad is not None and self.held(parameter.grad) is not None:
+                yield name, self.local(parameter.grad)
+
+    def kinds(self, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+        """The parameter and its moments, by kind."""
+        yield "parameter", parameter
+        yield from moments(self.optimizer, parameter)
+
+    def pieces(self) -> Iterator[Piece]:
+        for name, parameter in self.named:
+            for kind, tensor in self.kinds(parameter):
+                held, owned = self.held(tensor), self.owned(tensor)
+                if held is not None and owned is not None:
+                    values = self.local(tensor)[owned.slices(held.offset)]
+                    yield Piece(name, kind, tuple(tensor.shape), owned, values)
+
+    def scalars(self) -> dict[str, int]:
+        # The optimizer counts for each parameter apart; they never differ, as every parameter takes part in every step.
+        steps = [int(state["step"]) for state in self.optimizer.state.values() if "step" in state]
+        return {"optimizer_step": max(steps, default=0)}
+
+    def load(self, read: Read) -> None:
+        self._read(read, moments=True)
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(read.scalars["optimizer_step"])
+
+    def load_parameters(self, read: Read) -> None:
+        self._read(read, moments=False)
+
+    @torch.no_grad()
+    def _read(self, read: Read, moments: bool) -> None:
+        for name, parameter in self.named:
+            held = self.held(parameter)
+            for kind, tensor in self.kinds(parameter):
+                if held is not None and (moments or kind == "parameter"):
+                    self.local(tensor).copy_(read(name, kind, tuple(tensor.shape), held))
+
+    def gathered(self) -> AbstractContextManager[nn.Module]:
+        raise NotImplementedError
+
+    # What is where.
+
+    def reductions(self) -> set[torch.dtype]:
+        """The types in which gradients are added up over ranks."""
+        return {parameter.dtype for _, parameter in self.named} if self.data_size > 1 else set()
+
+    def state_table(self) -> list[dict[str, Any]]:
+        held: dict[str, list[Tensor]] = {"parameter": [], "gradient": []}
+        for _, parameter in self.named:
+            if parameter.grad is not None:
+                held["gradient"].append(self.local(parameter.grad))
+            for kind, tensor in self.kinds(parameter):
+                held.setdefault(kind, []).append(self.local(tensor))
+        return table(held, self.reductions())
+
+    def share(self, shape: tuple[int, ...]) -> int:
+        """The most elements of a parameter of this shape that theory lets one rank hold."""
+        return whole(shape).size
+
+    def shares(self) -> dict[str, int]:
+        most: dict[str, int] = {}
+        for _, parameter in self.named:
+            # Everything is fp32, whatever the precision of products.
+            share = 4 * self.share(tuple(parameter.shape))
+            most["gradient"] = most.get("gradient", 0) + share
+            for kind, _ in self.kinds(parameter):
+                most[kind] = most.get(kind, 0) + share
+        return most
+
+
+def require_skipping(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that would ignore `found_inf`: it would go NaN with the first bad batch, silently."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise TypeError(f"{type(optimizer).__name__} cannot drop a step on the device (it reads no found_inf); use its fused variant")
+
+
+def step(optimizer: torch.optim.Optimizer, dropped: Tensor, scale: Tensor | None) -> None:
+    """One update, unless dropped is 1; gradients divided by scale first. Both are scalars on the device."""
+    optimizer.found_inf, optimizer.grad_scale = dropped, scale  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        optimizer.found_inf = optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def prime(optimizer: torch.optim.Optimizer) -> None:
+    """Create the moments before step 1, so that they can be counted and loaded: a dropped step makes them and changes nothing."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    step(optimizer, torch.ones((), device=parameters[0].device), None)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Kind and tensor of a parameter's state of its own shape: all but the step count."""
+    for kind, tensor in optimizer.state[parameter].items():
+        if kind != "step" and isinstance(tensor, Tensor):
+            yield kind, tensor
