@@ -71,7 +71,7 @@ class Choice:
 T = TypeVar("T", bound=type)
 
 
-@dataclass_transform(field_specifiers=(identity, placement, dataclasses.field))
+@dataclass_transform(field_specifiers=(dataclasses.field,))
 def choice(cls: T) -> T:
     """Make a subclass of a group's base a dataclass and register it under its `name`."""
     cls = dataclasses.dataclass(cls)  # type: ignore[assignment]
