@@ -19,6 +19,7 @@ from trainer.data.corpus import open_corpus
 from trainer.data.prepare import prepare
 from trainer.micro_batch import resolve
 from trainer.run import RunDir, load_frozen
+from trainer.tracking.closing import closing
 
 console = Console(highlight=False)
 
@@ -54,7 +55,10 @@ def train(config: Config) -> Run:
             return Run(run.path, 0)
         world_size = config.launcher.ready(config)
         handle = config.launcher.submit(run.path, make_ready(config, run, world_size), lock=lock.fileno())
-        return Run(run.path, handle.wait())
+        done = Run(run.path, handle.wait())
+        if done.metrics:
+            closing(run.path, console)
+        return done
 
 
 def is_finished(run: RunDir, config: Config) -> bool:

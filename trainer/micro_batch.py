@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,14 +48,14 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     from trainer.data.corpus import open_corpus
     from trainer.data.loading import Loader
     from trainer.data.order import Order
-    from trainer.distributed import World, pick_device
+    from trainer.distributed import World
     from trainer.strategies.single import Single
     from trainer.trainer import objective
 
     config = load(path / "config.yaml")
     resolved = RunDir(path).placement
     corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
-    device = pick_device(config, 0)
+    device = torch.device("cuda" if config.device.kind != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     module = config.task.module(config, corpus)
@@ -85,7 +86,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     return {"micro_batch": best}
 
 
-def _timed(once, device: torch.device) -> float:  # type: ignore[no-untyped-def]
+def _timed(once: Callable[[], None], device: torch.device) -> float:
     import torch
 
     if device.type == "cuda":

@@ -23,15 +23,12 @@ def run(words: list[str]) -> int:
     if request is None:
         return 0
     from trainer.front_door import console, train
-    from trainer.tracking.closing import closing
 
     code = 0
     for number, config in enumerate(request):
         if len(request) > 1:
             console.rule(f"job {number + 1} of {len(request)}: {config.output_dir}")
         done = train(config)
-        if done.exit_code == 0 and done.metrics:
-            closing(done.path, console)
         code = code or done.exit_code
         if done.exit_code in (130, 143):
             break
