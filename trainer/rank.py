@@ -58,7 +58,7 @@ def main(run_dir: str, train: Train | None = None, read: Callable[[Path], Any] |
     assert place is not None, "started by the agent only"
     path = Path(run_dir)
     try:
-        return _run(path, place, (read or _read)(path / "config.yaml"), train or _train, path / "stop")
+        return train_in_place(path, place, (read or _read)(path / "config.yaml"), train or _train, path / "stop")
     except BaseException as error:
         step = error.step if isinstance(error, RankError) else None
         cause = error.__cause__ if isinstance(error, RankError) and error.__cause__ is not None else error
@@ -86,7 +86,7 @@ def foreign(words: list[str]) -> int:
         # The launcher counts attempts from 0 each time; the run's own count goes on.
         place = dataclasses.replace(place, attempt=run.attempt)
         try:
-            code = _run(run.path, place, run.config, _train, store=store)
+            code = train_in_place(run.path, place, run.config, _train, store=store)
         except RankError as wrapped:
             if isinstance(wrapped.__cause__, ConfigError):
                 raise wrapped.__cause__ from None
@@ -97,7 +97,7 @@ def foreign(words: list[str]) -> int:
     return FINISHED if code == STOPPED and place.launcher == "slurm" else code
 
 
-def _run(path: Path, place: RankEnv, config: Any, train: Train, stop_file: Path | None = None, store: Store | None = None) -> int:
+def train_in_place(path: Path, place: RankEnv, config: Any, train: Train, stop_file: Path | None = None, store: Store | None = None) -> int:
     """Take the place, train, leave it. Raises RankError from whatever training raised."""
     from trainer import distributed
     from trainer.run import RunDir

@@ -46,13 +46,16 @@ def launched(run: Path, *options: str, processes: int = 2, faults: list[dict[str
         handle.agent.wait()
 
 
-def family(run: Path) -> list[psutil.Process]:
-    """Every live process whose command names this run, and all below them."""
+def family(run: Path, word: str | None = None) -> list[psutil.Process]:
+    """Every live process whose command names this run (and this word), and without a word all below them."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and str(run) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                for one in (process, *process.children(recursive=True)):
+            command = process.cmdline()
+            if process.pid == os.getpid() or str(run) not in command or (word and word not in command):
+                continue
+            for one in (process, *([] if word else process.children(recursive=True))):
+                if one.status() != psutil.STATUS_ZOMBIE:  # dead, and waiting for its parent or for init
                     found[one.pid] = one
         except psutil.Error:
             continue
@@ -60,7 +63,8 @@ def family(run: Path) -> list[psutil.Process]:
 
 
 def ranks(run: Path) -> list[psutil.Process]:
-    return [process for process in family(run) if MODULE in process.cmdline()]
+    """The rank processes of an agent."""
+    return [process for process in family(run, MODULE) if "trainer.agent" not in process.cmdline()]
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:

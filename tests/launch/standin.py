@@ -15,7 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from trainer.rank import leave_process, main
+from trainer.environment import foreign_rank
+from trainer.rank import leave_process, main, train_in_place
 from trainer.survival import FINISHED, STOPPED
 from trainer.survival.attempts import newest_committed
 
@@ -95,5 +96,14 @@ def inject(faults: list[dict[str, Any]], world: Any, step: int) -> None:
                 time.sleep(600)
 
 
+def run(run_dir: str) -> int:
+    """Under our agent, or under whatever else started this process."""
+    place = foreign_rank(os.environ)
+    if place is None:
+        return main(run_dir, train, read)
+    path = Path(run_dir)
+    return train_in_place(path, place, read(path / "config.yaml"), train)
+
+
 if __name__ == "__main__":
-    leave_process(main(sys.argv[1], train, read))
+    leave_process(run(sys.argv[1]))

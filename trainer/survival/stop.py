@@ -39,7 +39,7 @@ class Stop:
         self.reason: str | None = None
         self._file = file if world.local_rank == 0 else None
         # A connection of the watcher's own: a blocking call of the main thread would hold up a shared one.
-        self._store: Store | None = world.store.clone() if world.store is not None else None
+        self._store: Store | None = world.store.clone() if world.store is not None else None  # type: ignore[attr-defined]
         self._asked: str | None = None
         self._closing = False
         self._changed = threading.Condition()
