@@ -7,7 +7,8 @@ A group carries `base_lr`; a step runs at base_lr × the schedule's factor. The 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from trainer.choices import Choice, ConfigError, choice, identity
 
@@ -21,13 +22,10 @@ Named = Iterable[tuple[str, "nn.Parameter"]]
 _TABLES = ("embedding", "wte", "wpe", "lm_head", "decoder", "predictions", "seq_relationship", "classifier", "score")
 
 
+@dataclass
 class Optim(Choice, group="optim"):
-    """What updates the parameters.
+    """What updates the parameters."""
 
-    moments: kinds of state kept for each parameter, all of the parameter's shape and in fp32; what a checkpoint may name.
-    """
-
-    moments: ClassVar[tuple[str, ...]] = ()
     max_norm: float | None = identity(1.0, help="clip gradients to this global norm; null: never")
 
     def build(self, named_parameters: Named) -> torch.optim.Optimizer:
@@ -40,8 +38,6 @@ class AdamW(Optim):
     """AdamW, fused; weight decay on matrices and embeddings only (Loshchilov & Hutter, https://arxiv.org/abs/1711.05101)."""
 
     name: str = "adamw"
-    moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
-    max_norm: float | None = identity(1.0, help="clip gradients to this global norm; null: never")
     lr: float = identity(6e-4, help="peak learning rate")
     beta1: float = identity(0.9, help="decay of the first moment")
     beta2: float = identity(0.95, help="decay of the second moment")
@@ -79,14 +75,14 @@ class Muon(AdamW):
     """Muon for hidden matrices, AdamW for embeddings, heads, norms and biases (https://kellerjordan.github.io/posts/muon/)."""
 
     name: str = "muon"
-    moments: ClassVar[tuple[str, ...]] = ("momentum", "exp_avg", "exp_avg_sq")
-    matrix_lr: float = identity(0.02, help="peak learning rate of the hidden matrices")
+    matrix_lr: float | None = identity(None, help="peak learning rate of the hidden matrices; null: lr")
     momentum: float = identity(0.95, help="Nesterov momentum of the hidden matrices")
     iterations: int = identity(5, help="Newton-Schulz iterations")
 
     def check(self) -> None:
         super().check()
-        require_positive(self, "matrix_lr", "iterations")
+        require_positive(self, "iterations")
+        require_positive(self, "matrix_lr", optional=True)
         require_share(self, "momentum")
 
     def build(self, named_parameters: Named) -> torch.optim.Optimizer:
@@ -99,7 +95,8 @@ class Muon(AdamW):
         for group in groups:
             group.update(kind="adamw", betas=(self.beta1, self.beta2), eps=self.eps)
         if hidden:
-            matrices: dict[str, Any] = {"params": hidden, "kind": "muon", "lr": self.matrix_lr, "base_lr": self.matrix_lr}
+            rate = self.lr if self.matrix_lr is None else self.matrix_lr
+            matrices: dict[str, Any] = {"params": hidden, "kind": "muon", "lr": rate, "base_lr": rate}
             matrices |= {"momentum": self.momentum, "weight_decay": self.weight_decay, "iterations": self.iterations}
             groups.insert(0, matrices)
         return Mixed(groups)

@@ -5,6 +5,7 @@ https://arxiv.org/abs/1910.02054. Written for any stage whose parameters stay wh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import ConfigError, choice, placement
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from trainer.strategies import BuildOptimizer
 
 
+@dataclass
 class Zero(Strategy):
     """A stage of ZeRO."""
 
     stage: ClassVar[int]
-    options: dict[str, Any] = placement(default_factory=dict)
+    options: dict[str, Any] = placement(default_factory=dict, help="keys of DeepSpeed's configuration that the framework does not name")
 
     def check(self) -> None:
         ours = engine_config(self.stage, None)
@@ -49,7 +51,6 @@ class Zero2(Zero):
 
     name: str = "zero2"
     stage: ClassVar[int] = 2
-    options: dict[str, Any] = placement(default_factory=dict, help="keys of DeepSpeed's configuration that the framework does not name")
 
 
 def engine_config(stage: int, autocast: str | None, options: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,0 +1,119 @@
+"""Optimizers: groups, what Muon does to a matrix, and that a dropped or clipped step is exact on the device."""
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.distributed import run_distributed
+from trainer.choices import ConfigError
+from trainer.muon import orthogonalize
+from trainer.optim import AdamW, Muon
+from trainer.strategies.torch_driven import require_skipping, step
+
+CHOICES = [AdamW(lr=1e-2), Muon(lr=1e-2)]
+
+
+def named():
+    torch.manual_seed(0)
+    shapes = {"wte.weight": (12, 8), "h.0.attn.weight": (8, 24), "h.1.attn.weight": (8, 24), "h.0.mlp.weight": (32, 8), "ln.weight": (8,)}
+    return [(name, torch.nn.Parameter(torch.randn(shape))) for name, shape in shapes.items()]
+
+
+def snapshot(optimizer, parameters):
+    state = [tensor.clone() for _, parameter in parameters for tensor in optimizer.state[parameter].values()]
+    return [parameter.detach().clone() for _, parameter in parameters] + state
+
+
+def fill(parameters, scale=1.0):
+    torch.manual_seed(1)
+    for _, parameter in parameters:
+        parameter.grad = scale * torch.randn_like(parameter)
+
+
+def test_decay_is_for_matrices_only():
+    groups = AdamW(weight_decay=0.3).build(iter(named())).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.3, 4), (0.0, 1)]
+    assert all(group["base_lr"] == group["lr"] for group in groups)
+
+
+def test_muon_takes_hidden_matrices_and_adamw_the_rest():
+    parameters = named()
+    names = {id(parameter): name for name, parameter in parameters}
+    groups = Muon().build(iter(parameters)).param_groups
+    by_kind = {kind: {names[id(p)] for g in groups if g["kind"] == kind for p in g["params"]} for kind in ("muon", "adamw")}
+    assert by_kind == {"muon": {"h.0.attn.weight", "h.1.attn.weight", "h.0.mlp.weight"}, "adamw": {"wte.weight", "ln.weight"}}
+    gpt = {name for name, p in tiny.module("gpt").named_parameters() if p.ndim == 2}
+    bert = {name for name, p in tiny.module("bert").named_parameters() if p.ndim == 2}
+    for model, tables in ((gpt, 2), (bert, 5)):  # wte, wpe; three embeddings, the head's transform, the relation
+        parameters = [(name, torch.nn.Parameter(torch.zeros(2, 2))) for name in model]
+        assert len(Muon().build(iter(parameters)).param_groups[1]["params"]) == tables
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (3, 8, 40), (1, 40, 8)])
+def test_orthogonalized_singular_values_are_near_one(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape), 5))
+    assert values.min() > 0.3 and values.max() < 1.3
+    # One matrix of a batch does not depend on the others.
+    batch = torch.randn(shape)
+    assert torch.allclose(orthogonalize(batch, 5)[0], orthogonalize(batch[:1], 5)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.name)
+def test_c18_a_dropped_step_changes_nothing(choice):
+    parameters = named()
+    optimizer = choice.build(iter(parameters))
+    require_skipping(optimizer)
+    fill(parameters)
+    step(optimizer, torch.zeros(()), None)
+    before = snapshot(optimizer, parameters)
+    parameters[1][1].grad[0, 0] = float("nan")
+    parameters[4][1].grad[0] = float("inf")
+    step(optimizer, torch.ones(()), torch.tensor(float("nan")))
+    assert all(torch.equal(old, new) for old, new in zip(before, snapshot(optimizer, parameters), strict=True))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: choice.name)
+def test_c16_scaling_in_the_step_is_scaling_before_it(choice):
+    results = []
+    for inside in (True, False):
+        parameters = named()
+        optimizer = choice.build(iter(parameters))
+        fill(parameters, 1.0 if inside else 1 / 8)
+        step(optimizer, torch.zeros(()), torch.tensor(8.0) if inside else None)
+        results.append(snapshot(optimizer, parameters))
+    assert all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(*results, strict=True))
+
+
+def test_adamw_part_of_muon_is_torchs_adamw():
+    results = []
+    for build in (lambda p: Muon(lr=1e-2).build(iter(p)), lambda p: AdamW(lr=1e-2).build(iter(p))):
+        parameters = [entry for entry in named() if not entry[0].startswith("h.")]
+        optimizer = build(parameters)
+        for _ in range(3):
+            fill(parameters)
+            step(optimizer, torch.zeros(()), None)
+        results.append([parameter.detach() for _, parameter in parameters])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_an_optimizer_that_cannot_drop_a_step_is_refused():
+    with pytest.raises(TypeError, match="cannot drop a step"):
+        require_skipping(torch.optim.NAdam([torch.nn.Parameter(torch.zeros(2))]))
+
+
+@pytest.mark.parametrize("field", [{"lr": 0.0}, {"beta1": 1.0}, {"weight_decay": -0.1}, {"max_norm": 0.0}, {"eps": -1.0}])
+def test_bad_options_are_named(field):
+    with pytest.raises(ConfigError, match=f"optim.{next(iter(field))}: "):
+        AdamW(**field)
+
+
+def muon_curve(world, strategy):
+    placement = tiny.place(strategy, "gpt", world, optim=Muon(lr=2e-3))
+    return tiny.train(placement, "gpt", range(12))["losses"] + [placement.scalars()["optimizer_step"]]
+
+
+def test_c20_muon_has_one_curve_alone_and_under_ddp():
+    (alone,) = run_distributed(muon_curve, 1, "single", group=False)
+    assert alone[11] < 0.9 * alone[0] and alone[12] == 12
+    assert run_distributed(muon_curve, 2, "ddp")[0] == pytest.approx(alone, rel=2e-5)
