@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -77,16 +78,17 @@ class Progress:
         return f"step {self.step:>{len(f'{self.steps:,}')},}/{self.steps:,}"
 
     def _parts(self) -> list[str]:
+        """What there is to tell, the most wanted first."""
         parts = []
         if self.figures.get("loss") is not None:
             parts.append(f"loss {self.figures['loss']:.4f}")
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"{duration(left)} left")
         if self.figures.get("tokens_per_second"):
             parts.append(f"{self.figures['tokens_per_second']:,.0f} tokens/s")
         if self.figures.get("mfu"):
             parts.append(f"MFU {self.figures['mfu']:.1%}")
-        left = self.seconds_left()
-        if left is not None:
-            parts.append(f"{duration(left)} left")
         return parts
 
     def seconds_left(self) -> float | None:
@@ -98,11 +100,14 @@ class Progress:
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
-        texts = [Text(self._place(), "bold"), *(Text(part) for part in self._parts())]
-        used = sum(text.cell_len + 2 for text in texts)
-        room = min(30, self.console.width - used - 3)
+        parts = [f"step {self.step:,}/{self.steps:,}", *self._parts()]
+        while len(parts) > 1 and _width(parts) >= self.console.width:
+            parts.pop()
+        room = min(30, self.console.width - _width(parts) - 3)
+        cells: list[Any] = [Text(parts[0], "bold"), *(Text(part) for part in parts[1:])]
+        if room >= 8:
+            cells.insert(1, ProgressBar(self.steps, self.step, width=room))
         grid = Table.grid(padding=(0, 2, 0, 0))
-        cells: list[Any] = [texts[0], *([ProgressBar(self.steps, self.step, width=room)] if room >= 8 else []), *texts[1:]]
         for _ in cells:
             grid.add_column(no_wrap=True, overflow="crop")
         grid.add_row(*cells)
@@ -122,6 +127,10 @@ class Progress:
         except (OSError, ValueError):
             # The terminal was closed; the run goes on.
             pass
+
+
+def _width(parts: list[str]) -> int:
+    return sum(cell_len(part) + 2 for part in parts)
 
 
 def duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ def redacted_words(words: Sequence[str]) -> list[str]:
     """Words of a command line with the values of names that look like secrets replaced: `a.token=x`, `--api-key=x`, `--password x`."""
     shown, hide = [], False
     for word in words:
-        name, equals, _ = word.partition("=")
-        secret = bool(SECRET.search(name.lstrip("+~-")))
+        name, equals, value = word.partition("=")
+        secret = bool(SECRET.search(name.lstrip("+~-"))) and not _counts(name, value)
         if hide:
             shown.append(HIDDEN)
         elif secret and equals:
@@ -24,3 +24,8 @@ def redacted_words(words: Sequence[str]) -> list[str]:
         # A flag's value is the next word.
         hide = secret and not equals and word.startswith("--") and not hide
     return shown
+
+
+def _counts(name: str, value: str) -> bool:
+    # tokens=1e9, max_tokens=8: how many, not which.
+    return name.endswith("tokens") and value[:1].isdigit()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from trainer.mfu import CONVENTION
+from trainer.run import write_atomically
 from trainer.tracking import jsonl
 from trainer.tracking.charts import SERIES, Chart, Curve, smooth, svg
 from trainer.tracking.progress import duration
@@ -30,10 +30,8 @@ def write(run_dir: Path) -> Path:
     facts["charts"] = [{"title": chart.title, "note": chart.note, "svg": Markup(svg(chart))} for chart in facts["charts"]]
     # What is shown was written by models and by data: all of it is escaped.
     text = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE).render(facts)
-    path, aside = run_dir / REPORT, run_dir / f".{REPORT}.{os.getpid()}"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-    return path
+    write_atomically(run_dir / REPORT, text)
+    return run_dir / REPORT
 
 
 def page(run_dir: Path) -> dict[str, Any]:
@@ -248,7 +246,9 @@ def shown(key: str, value: Any) -> str:
         return f"{value:.1%}"
     if key.endswith("_per_second"):
         return f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
 
 
 def _number(value: Any) -> str:

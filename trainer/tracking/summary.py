@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from trainer.run import write_atomically
 from trainer.tracking import jsonl
 
 SUMMARY = "summary.json"
@@ -28,13 +28,7 @@ def write(run_dir: Path, **figures: Any) -> dict[str, Any]:
     """
     known = {key: value for key, value in figures.items() if key not in _OF_AN_INTERVAL} | from_log(run_dir)
     summary = {key: known.get(key) for key in KEYS} | {key: value for key, value in known.items() if key not in KEYS}
-    text = json.dumps(jsonl.finite(summary), indent=2, default=str, allow_nan=False) + "\n"
-    aside = run_dir / f".{SUMMARY}.{os.getpid()}"
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(run_dir / SUMMARY)
+    write_atomically(run_dir / SUMMARY, json.dumps(jsonl.finite(summary), indent=2, default=str, allow_nan=False) + "\n")
     return summary
 
 

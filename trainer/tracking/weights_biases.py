@@ -5,6 +5,7 @@ Online with a key and a host that answers, else offline; an offline run ends wit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import netrc
 import os
@@ -12,6 +13,7 @@ import queue
 import shlex
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -30,6 +32,7 @@ INIT_SECONDS = 20.0
 FINISH_SECONDS = 20.0
 _DEFAULT_HOST = "https://api.wandb.ai"
 _END = "end"
+_REFUSED_BY_PROXY = (403, 407)
 
 
 class WeightsAndBiases:
@@ -57,12 +60,16 @@ class WeightsAndBiases:
 
     def finish(self, summary: dict[str, Any], seconds: float = FINISH_SECONDS) -> None:
         """Write the summary and end the run, in bounded time; print how to upload an offline one."""
-        self._put("summary", summary)
-        # Full at the end: W&B hangs, and there is nobody to take the end either.
-        self._put(_END, {})
-        self._thread.join(seconds + 1.0)
+        until = time.monotonic() + seconds
+        for kind, content in (("summary", summary), (_END, {})):
+            # A full queue may still be worked off; the end must not be what is dropped.
+            with contextlib.suppress(queue.Full):
+                self._lines.put((kind, content), timeout=max(0.0, until - time.monotonic()))
+        self._thread.join(max(1.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self._abandon()
+            self.say(f"W&B: gave up waiting; what it has is in {self.run_dir / 'wandb'}")
+        # All is written by now; left alone, W&B's exit hook would go on asking a host that does not answer.
+        _end_service()
         if self.dropped:
             self.say(f"W&B: {self.dropped} lines were left out, it did not keep up; metrics.jsonl has all")
         if self.folder and self.mode == "offline":
@@ -90,7 +97,7 @@ class WeightsAndBiases:
                     return self._drain()
             self.say(f"W&B: {getattr(self._run, 'url', None) if self.mode == 'online' else f'offline, {reason}'}")
             self._take()
-        except Exception as error:  # noqa: BLE001 (whatever W&B raises, training goes on)
+        except Exception as error:  # whatever W&B raises, training goes on
             self.say(f"W&B: stopped, {type(error).__name__}: {error}; metrics.jsonl has everything")
             self._drain()
 
@@ -124,6 +131,7 @@ class WeightsAndBiases:
             finish_timeout=FINISH_SECONDS,
         )
         try:
+            wandb.setup(options)
             self._run = wandb.init(
                 mode="online" if mode == "online" else "offline",
                 id=run_id(self.run_dir),
@@ -136,8 +144,10 @@ class WeightsAndBiases:
                 config={**self.config, "command": shlex.join(redacted_words(sys.argv))},
                 settings=options,
             )
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             self.say(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}")
+            # The failed attempt holds the run's id in W&B's process, and may hang there.
+            _end_service()
             return False
         self.folder = str(Path(self._run.settings.sync_dir))
         # Steps repeat after a restart; W&B's own counter would refuse them, an axis of ours does not.
@@ -145,14 +155,21 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
         return True
 
-    def _abandon(self) -> None:
-        """Leave W&B behind where it hangs: its process is ended, else its exit hook would hold up ours."""
-        import psutil
 
-        self.say(f"W&B: gave up waiting; what it has is in {self.run_dir / 'wandb'}")
-        for child in psutil.Process().children():
+def _end_service() -> None:
+    """End W&B's own process, our child, and forget it, so that a next `init` starts another."""
+    if "wandb" not in sys.modules:
+        return
+    import psutil
+    import wandb
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
             if child.name().startswith("wandb-core"):
                 child.kill()
+                child.wait(5)
+    with contextlib.suppress(Exception):
+        wandb.teardown()
 
 
 def decide(wanted: WandbMode, probe_seconds: float = PROBE_SECONDS) -> tuple[str, str]:
@@ -190,8 +207,10 @@ def answers(url: str, seconds: float) -> bool:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
             found.set()
-        except urllib.error.HTTPError:
-            found.set()
+        except urllib.error.HTTPError as answer:
+            # A proxy answers for a host that it cannot or will not reach; W&B itself may well say 404 to this question.
+            if answer.code < 500 and answer.code not in _REFUSED_BY_PROXY:
+                found.set()
         except (OSError, ValueError):
             pass
 
