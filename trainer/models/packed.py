@@ -102,3 +102,10 @@ def use_packed_attention(model: nn.Module) -> None:
         config = getattr(part, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
             config._attn_implementation = NAME
+        # It looks for padding in the ids at every forward, which waits for the device; here nothing is padded.
+        if hasattr(part, "warn_if_padding_and_no_attention_mask"):
+            part.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[assignment]
+
+
+def _no_warning(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """In place of transformers' own check."""
