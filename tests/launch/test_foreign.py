@@ -99,7 +99,8 @@ def environment(**more: str) -> dict[str, str]:
 TOOLS = Path(sys.executable).parent
 LAUNCHERS = {
     "torchrun": [str(TOOLS / "torchrun"), "--standalone", "--nproc-per-node=2", "-m", MODULE],
-    "accelerate": [str(TOOLS / "accelerate"), "launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+    # Its `--cpu` starts one process, whatever the number asked for; `--multi_gpu` starts two, with or without GPUs.
+    "accelerate": [str(TOOLS / "accelerate"), "launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
                    "--dynamo_backend=no", "--main_process_port=0", "-m", MODULE],
 }  # fmt: skip
 
