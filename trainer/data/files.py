@@ -121,10 +121,11 @@ def prefix_hash(text: bytes) -> int:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A file's content: digest of the decompressed bytes, their number, and the hash of the first of them."""
+    """A file's content: digest of the decompressed bytes, their number (a byte-order mark apart), and the hash of the first of them."""
 
     digest: str
     size: int
+    mark: int
     prefix: int
     blank: bool
 
@@ -139,7 +140,8 @@ def fingerprint(path: str) -> Fingerprint:
             if len(head) < PREFIX_BYTES + len(BOM):
                 head += block[: PREFIX_BYTES + len(BOM)]
             blank = blank and not block.removeprefix(BOM).strip()
-    return Fingerprint(digest.hexdigest(), size, prefix_hash(head.removeprefix(BOM)), blank)
+    mark = len(BOM) if head.startswith(BOM) else 0
+    return Fingerprint(digest.hexdigest(), size - mark, mark, prefix_hash(head[mark:]), blank)
 
 
 def fingerprints(paths: Sequence[str], cache: Path, threads: int, advance: Callable[[int], Any] = lambda size: None) -> list[Fingerprint]:

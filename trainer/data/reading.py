@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from trainer.data.files import BOM, open_text, prefix_hash
 from trainer.data.sources import EVAL, TRAIN, Document, SourceFile
 
-UNIT_BYTES = 4 << 20
+UNIT_BYTES = 1 << 20
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 _LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
 

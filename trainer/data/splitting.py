@@ -72,7 +72,7 @@ def _part(source: Source, files: list[SourceFile], contents: list[Fingerprint]) 
     else:
         hashes, everything = _first_documents(files, source.document)
     if len(hashes) < FEW_DOCUMENTS:
-        return Parting(place=tail_place(files, [content.size for content in contents], source.held_out))
+        return Parting(place=tail_place(files, [content.size + content.mark for content in contents], source.held_out))
     if everything:
         return Parting(threshold=sorted(hashes)[max(1, round(source.held_out * len(hashes))) - 1] + 1)
     return Parting(threshold=int(source.held_out * 2**64))

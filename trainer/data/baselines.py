@@ -1,0 +1,75 @@
+"""What counting alone can do: the accuracy that a masked language model must beat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.files import write_json
+
+if TYPE_CHECKING:
+    from trainer.data.corpus import Corpus
+
+NAME = "baselines.json"
+_BLOCK = 1 << 22
+# Entries of the table of pairs that are counted in one pass over the tokens: 256 MiB of int32.
+_TABLE = 1 << 26
+
+
+def neighbour_accuracy(corpus: Corpus) -> float:
+    """The better of guessing each held-out token from its left, and from its right neighbour, as counted on the training split.
+
+    Counted once and kept beside the corpus.
+    """
+    path = corpus.path / NAME
+    if path.exists():
+        return max(json.loads(path.read_text()).values())
+    left, right = best_neighbours(corpus, corpus.special.size)
+    found = {"from_left": 0.0, "from_right": 0.0}
+    total = len(corpus.tokens("eval"))
+    for tokens, inside in _blocks(corpus, "eval"):
+        # The first and the last token of a document have one neighbour only, and are missed on the other side.
+        found["from_left"] += float((inside & (left[tokens[:-1]] == tokens[1:])).sum()) / total
+        found["from_right"] += float((inside & (right[tokens[1:]] == tokens[:-1])).sum()) / total
+    write_json(path, found)
+    return max(found.values())
+
+
+def best_neighbours(corpus: Corpus, size: int, table: int = _TABLE) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """For each token the most frequent one after it, and the most frequent one before it: two arrays [size]; -1 where none was seen.
+
+    Ties go to the smaller id. Pairs are counted in a dense table, a range of left tokens at a time, so memory is bounded at any size.
+    """
+    after = np.full(size, -1, np.int32)
+    before, most = np.full(size, -1, np.int32), np.zeros(size, np.int32)
+    height = max(1, min(size, table // size))
+    for low in range(0, size, height):
+        high = min(low + height, size)
+        counts = np.zeros((high - low) * size, np.int32)
+        for tokens, inside in _blocks(corpus, "train"):
+            first, second = tokens[:-1], tokens[1:]
+            chosen = inside & (first >= low) & (first < high)
+            np.add.at(counts, (first[chosen] - low) * size + second[chosen], 1)
+        square = counts.reshape(high - low, size)
+        best = square.argmax(axis=1)
+        after[low:high] = np.where(square[np.arange(high - low), best] > 0, best, -1)
+        top = square.argmax(axis=0)
+        found = square[top, np.arange(size)]
+        better = found > most
+        before[better], most[better] = top[better] + low, found[better]
+    return after, before
+
+
+def _blocks(corpus: Corpus, split: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    """Consecutive tokens [n + 1], and of each neighbouring pair whether it lies in one document [n]."""
+    stream, documents = corpus.tokens(split), corpus.documents(split)
+    for start in range(0, len(stream) - 1, _BLOCK):
+        count = min(_BLOCK, len(stream) - 1 - start)
+        inside = np.ones(count, np.bool_)
+        first, last = np.searchsorted(documents, (start + 1, start + count + 1))
+        inside[np.asarray(documents[first:last]) - start - 1] = False
+        yield stream.read(start, count + 1), inside

@@ -1,0 +1,135 @@
+"""A tokenized corpus on disk, opened by ranks: token stream, document index, sentence index, rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.choices import ConfigError
+from trainer.data.rows import META, Rows, map_column
+from trainer.data.vocabularies import Special, load_special
+from trainer.models import Vocabulary
+
+if TYPE_CHECKING:
+    from trainer.config import Config
+
+__all__ = ["Corpus", "Special", "Split", "TokenStream", "open_corpus", "shard_name"]
+
+
+def shard_name(number: int) -> str:
+    return f"tokens-{number:05d}.bin"
+
+
+class TokenStream:
+    """Tokens of a split as one stream over memory-mapped shards. `shard_tokens`: tokens of every shard but the last."""
+
+    def __init__(self, folder: Path, length: int, dtype: str, shard_tokens: int):
+        self._length, self._size = length, shard_tokens
+        sizes = [min(shard_tokens, length - start) for start in range(0, length, shard_tokens)]
+        self._shards = [map_column(folder / shard_name(number), dtype, (size,)) for number, size in enumerate(sizes)]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        """A copy of `length` tokens from `start` on."""
+        if start < 0 or start + length > self._length:
+            raise IndexError(f"tokens {start} … {start + length} of a stream of {self._length}")
+        number, inside = divmod(start, self._size)
+        if inside + length <= self._size:
+            return self._shards[number][inside : inside + length].astype(np.int64) if length else np.zeros(0, np.int64)
+        result = np.empty(length, np.int64)
+        done = 0
+        while done < length:
+            number, inside = divmod(start + done, self._size)
+            part = self._shards[number][inside : inside + length - done]
+            result[done : done + len(part)] = part
+            done += len(part)
+        return result
+
+
+@dataclass
+class Split:
+    """One split as a task reads it. documents [D + 1], sentences [S + 1] or None: offsets into tokens, the end included."""
+
+    tokens: TokenStream
+    documents: NDArray[np.int64]
+    sentences: NDArray[np.int64] | None
+    rows: Rows
+    special: Special
+    seed: int
+    sequence_length: int
+
+
+class Corpus:
+    """A prepared corpus. rows: the folder of its row tables; None while they are being written."""
+
+    def __init__(self, path: Path | str, rows: Path | str | None = None):
+        self.path = Path(path)
+        self.rows_path = Path(rows) if rows is not None else None
+        try:
+            self.meta: dict[str, Any] = json.loads((self.path / META).read_text())
+            self.rows_meta: dict[str, Any] = json.loads((self.rows_path / META).read_text()) if self.rows_path else {}
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"prepared data: {error.filename} is not there; it was removed, or this machine does not see it. Prepare again with "
+                "`trainer prepare …`, or set TRAINER_CACHE to a folder that every node sees"
+            ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        return self.rows_meta.get("fingerprint", self.meta["fingerprint"])
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer"
+
+    @cached_property
+    def special(self) -> Special:
+        return load_special(self.path)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        special = self.special
+        return Vocabulary(special.size, special.bos, special.eos, special.pad)
+
+    def tokens(self, split: str) -> TokenStream:
+        """The token stream of a split."""
+        return TokenStream(self.path / split, self.meta["splits"][split]["stream"], self.meta["dtype"], self.meta["shard_tokens"])
+
+    def documents(self, split: str) -> NDArray[np.int64]:
+        """Offsets of a split's documents, and the end of the last: [D + 1], memory-mapped."""
+        return map_column(self.path / split / "documents.bin", np.int64, (self.meta["splits"][split]["documents"] + 1,))
+
+    def sentences(self, split: str) -> NDArray[np.int64]:
+        """Offsets of a split's sentences, and the end of the last: [S + 1], memory-mapped."""
+        return map_column(self.path / split / "sentences.bin", np.int64, (self.meta["splits"][split]["sentences"] + 1,))
+
+    def split(self, name: str) -> Split:
+        """`train` or `eval`, with its rows."""
+        assert self.rows_path is not None, "a corpus without rows has no splits yet"
+        return Split(
+            tokens=self.tokens(name),
+            documents=self.documents(name),
+            sentences=self.sentences(name) if self.meta["sentences"] else None,
+            rows=Rows(self.rows_path / name),
+            special=self.special,
+            seed=self.rows_meta["seed"],
+            sequence_length=self.rows_meta["sequence_length"],
+        )
+
+
+def open_corpus(corpus: Path | str, rows: Path | str, config: Config | None = None) -> Corpus:
+    """What prepare made. Raises ConfigError where it is gone, or where it is not what the configuration was frozen with."""
+    opened = Corpus(corpus, rows)
+    if config is not None and config.fingerprint not in (None, opened.fingerprint):
+        raise ConfigError(
+            f"fingerprint: {config.fingerprint} was frozen, but {rows} holds {opened.fingerprint}; prepare again with `trainer prepare …`"
+        )
+    return opened

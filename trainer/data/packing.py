@@ -1,0 +1,191 @@
+"""From documents to rows: where a row's tokens lie in the stream. Reads offsets only, never a token."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.rows import RowWriter
+from trainer.streams import hash_array, mix, uniform
+
+Ints = NDArray[np.int64]
+
+_ROWS = 1 << 15
+_SENTENCES = 1 << 18
+_WINDOW = 4096
+# Devlin et al. 2018 make one pair in ten shorter than it could be, so that the model meets short inputs.
+_SHORT = 0.1
+
+log = logging.getLogger(__name__)
+
+
+def pack_causal(documents: Ints, sequence_length: int, writer: RowWriter) -> None:
+    """Cut the stream every `sequence_length` input positions, and there again at documents. A piece is (start, length).
+
+    documents: [D + 1] offsets, the last that of the closing separator. A piece of n positions reads n + 1 tokens: each but the first is
+    the target of the one before. So every token of the stream is a target once, the separator that ends a document included.
+    """
+    end = int(documents[-1])
+    for low in range(0, end, _ROWS * sequence_length):
+        high = min(low + _ROWS * sequence_length, end)
+        cuts = np.arange(low, high, sequence_length, dtype=np.int64)
+        first, last = np.searchsorted(documents, (low, high))
+        starts = np.union1d(cuts, np.asarray(documents[first:last]))
+        stops = np.append(starts[1:], high)
+        pointers = np.append(np.searchsorted(starts, cuts), len(starts))
+        lengths = np.diff(np.append(cuts, high))
+        writer.append(np.stack([starts, stops - starts], axis=1), np.diff(pointers), lengths, {"clm": lengths})
+
+
+def pack_pairs(documents: Ints, sentences: Ints, sequence_length: int, probability: float, seed: int, writer: RowWriter) -> None:
+    """Pairs `[CLS] A [SEP] B [SEP]` of consecutive sentences, several to a row. A piece is (a_start, a_length, b_start, b_length, is_next).
+
+    documents [D + 1], sentences [S + 1]: offsets, ends included. About half of the pairs have B taken from another document, and their
+    own continuation is put back to start the next pair (Devlin et al. 2018). Targets: mlm, the tokens to mask at `probability`; nsp.
+    """
+    maker = _Pairs(documents, sentences, sequence_length - 3, seed)
+    if len(documents) < 3:
+        log.warning("only one document: the other half of the pairs takes its second part from elsewhere in the same document")
+    left = np.zeros((0, 5), np.int64)
+    for block in maker.blocks():
+        left = np.concatenate([left, block])
+        whole = len(left) - len(left) % _WINDOW
+        for start in range(0, whole, _WINDOW):
+            _append_pairs(left[start : start + _WINDOW], sequence_length, probability, writer)
+        left = left[whole:]
+    if len(left):
+        _append_pairs(left, sequence_length, probability, writer)
+
+
+def _append_pairs(pairs: Ints, sequence_length: int, probability: float, writer: RowWriter) -> None:
+    sizes = pairs[:, 1] + pairs[:, 3] + 3
+    order, counts = best_fit(sizes, sequence_length)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    lengths = np.add.reduceat(sizes[order], starts)
+    maskable = lengths - 3 * counts
+    # As the task draws them: a number of targets a row, not a chance a token.
+    masked = np.maximum(1, np.rint(probability * maskable)).astype(np.int64)
+    writer.append(pairs[order], counts, lengths, {"mlm": masked, "nsp": counts})
+
+
+def best_fit(sizes: Ints, capacity: int) -> tuple[Ints, Ints]:
+    """Best-fit decreasing: the order in which items fill rows, and the items of each row. Every size must fit the capacity."""
+    order = np.argsort(-sizes, kind="stable")
+    rows: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
+    for item, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        position = bisect_left(rooms, size)
+        if position < len(rooms):
+            room = rooms[position]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[position]
+            rows[row].append(item)
+        else:
+            room, row = capacity, len(rows)
+            rows.append([item])
+        room -= size
+        if room:
+            if room not in by_room:
+                by_room[room] = []
+                insort(rooms, room)
+            by_room[room].append(row)
+    counts = np.array([len(row) for row in rows], np.int64)
+    return np.array([item for row in rows for item in row], np.int64), counts
+
+
+@dataclass
+class _Pairs:
+    """Pairs of sentences. All that is drawn for a pair is a function of where it starts, so a block is computed for every possible
+    start at once, and then the starts that follow from each other are picked out.
+    """
+
+    documents: Ints
+    sentences: Ints
+    budget: int
+    seed: int
+
+    def blocks(self) -> Iterator[Ints]:
+        """All pairs in order, some hundred thousand sentences at a time."""
+        position, total = 0, len(self.sentences) - 1
+        for low in range(0, total, _SENTENCES):
+            high = min(low + _SENTENCES, total)
+            # A pair reaches no further than its budget, and a sentence has a token at least.
+            borders = split_long(np.asarray(self.sentences[low : min(high + self.budget + 3, total + 1)]), self.budget // 2)
+            starts = borders[: np.searchsorted(borders, self.sentences[high])]
+            pairs, following = self.at(starts, borders)
+            index = np.searchsorted(borders, following).tolist()
+            picked, at = [], int(np.searchsorted(borders, position))
+            while at < len(starts):
+                picked.append(at)
+                at = index[at]
+            position = int(borders[at])
+            chosen = pairs[picked]
+            yield chosen[chosen[:, 3] > 0]
+
+    def at(self, starts: Ints, borders: Ints) -> tuple[Ints, Ints]:
+        """The pair at each start, [n, 5], and where the next pair starts. borders: offsets of sentences, well beyond the last start."""
+        document = np.searchsorted(self.documents, starts, side="right") - 1
+        stop = np.asarray(self.documents[document + 1])
+        first = np.searchsorted(borders, starts)
+        # A sentence is at most half the budget long, so two always fit.
+        two = np.minimum(borders[np.minimum(first + 2, len(borders) - 1)], stop)
+        target = np.where(
+            uniform(mix(self.seed, "short"), starts) < _SHORT,
+            2 + (uniform(mix(self.seed, "target"), starts) * (self.budget - 1)).astype(np.int64),
+            self.budget,
+        )
+        last = np.searchsorted(borders, np.minimum(starts + target, stop), side="right") - 1
+        last = np.maximum(last, np.searchsorted(borders, two))
+        count = last - first
+        a_count = np.where(count > 1, 1 + (uniform(mix(self.seed, "cut"), starts) * (count - 1)).astype(np.int64), 1)
+        middle = borders[first + a_count]
+        follows = (count > 1) & (uniform(mix(self.seed, "next"), starts) < 0.5)
+        end = borders[last]
+        a_length = middle - starts
+        room = np.maximum(np.maximum(target, end - starts) - a_length, 1)
+        b_start, b_length = self.elsewhere(starts, document, middle, np.minimum(room, self.budget - a_length))
+        follows |= (b_length <= 0) & (count > 1)
+        pair = np.stack(
+            [starts, a_length, np.where(follows, middle, b_start), np.where(follows, end - middle, b_length), follows.astype(np.int64)], axis=1
+        )
+        return pair, np.where(follows, end, middle)
+
+    def elsewhere(self, starts: Ints, document: Ints, middle: Ints, room: Ints) -> tuple[Ints, Ints]:
+        """Where a random second part lies and how long it is, by hash: whole sentences of another document, at most `room` tokens.
+
+        Of a single document, any of its sentences that does not follow the first part.
+        """
+        others = len(self.documents) - 2
+        if others:
+            drawn = (hash_array(mix(self.seed, "document"), starts) % np.uint64(others)).astype(np.int64)
+            drawn += drawn >= document
+        else:
+            drawn = document
+        low = np.searchsorted(self.sentences, np.asarray(self.documents[drawn]))
+        high = np.searchsorted(self.sentences, np.asarray(self.documents[drawn + 1]))
+        count = np.maximum(high - low, 1)
+        sentence = (uniform(mix(self.seed, "sentence"), starts) * count).astype(np.int64)
+        if not others:
+            follower = np.searchsorted(self.sentences, middle) - low
+            sentence = np.where(sentence == follower, (sentence + max(1, int(count[0]) // 2)) % count, sentence)
+        begin = np.asarray(self.sentences[low + sentence])
+        fit = np.searchsorted(self.sentences, np.minimum(begin + room, np.asarray(self.documents[drawn + 1])), side="right") - 1
+        whole = np.asarray(self.sentences[fit]) - begin
+        # A first sentence that is too long is cut.
+        longest = np.asarray(self.documents[drawn + 1]) - begin
+        return begin, np.where(whole > 0, whole, np.minimum(room, longest))
+
+
+def split_long(borders: Ints, longest: int) -> Ints:
+    """Offsets with further ones between any two that lie more than `longest` apart."""
+    pieces = -(-np.diff(borders) // longest)
+    origin = np.repeat(borders[:-1], pieces)
+    step = np.arange(len(origin)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return np.append(origin + step * longest, borders[-1])

@@ -1,0 +1,108 @@
+"""Reading on one side, tokenizing processes on the other, a bounded number of units in between; results in order."""
+
+from __future__ import annotations
+
+import os
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+from trainer.choices import ConfigError
+from trainer.data.reading import UNIT_BYTES, Flaw, Unit, parted, units, without_flaws
+from trainer.data.shards import CorpusWriter
+from trainer.data.sources import TRAIN, OnError
+from trainer.data.splitting import Plan
+from trainer.data.tokenizing import Encoded, Encoder, Job, Worker, cut
+from trainer.streams import mix
+
+_COMMIT_SECONDS = 1.0
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_units(planned: Plan) -> Iterator[Unit]:
+    """The units of a source."""
+    return units(planned.files, planned.document, planned.parting, planned.prefixes, UNIT_BYTES)
+
+
+def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:
+    """Text of the training split, about `limit` bytes of it, taken as whole units by hash from all over the source."""
+    share = limit / max(1, planned.size)
+    for unit in read_units(planned):
+        if share >= 1 or mix("tokenizer sample", unit.index) < share * 2**64:
+            for segment in unit.segments:
+                clean, flaws = without_flaws(segment)
+                complain(flaws, planned, on_error)
+                for split, text in parted(clean, planned.document, planned.parting.threshold):
+                    if split == TRAIN:
+                        yield from cut(text)
+
+
+def encoded_units(
+    planned: Plan, job: Job, writer: CorpusWriter, processes: int, on_error: OnError, advance: Callable[[int], Any]
+) -> None:
+    """Tokenize all units that the writer does not have and append them in order, so the result does not depend on `processes`."""
+    processes = min(processes, 1 + planned.size // UNIT_BYTES)
+    pending: deque[tuple[int, Future[Encoded]]] = deque()
+    committed = time.monotonic()
+
+    def take() -> None:
+        nonlocal committed
+        size, future = pending.popleft()
+        encoded = future.result()
+        complain(encoded.flaws, planned, on_error)
+        writer.append(encoded, size)
+        advance(size)
+        if time.monotonic() - committed > _COMMIT_SECONDS:
+            writer.commit()
+            committed = time.monotonic()
+
+    with ExitStack() as stack:
+        encode = _in_processes(job, processes, stack) if processes > 1 or planned.size > UNIT_BYTES else Encoder(job).encode
+        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        for unit in read_units(planned):
+            if unit.index < writer.units:
+                advance(unit.size)
+                continue
+            pending.append((unit.size, pool.submit(encode, unit)))
+            # One unit in work and one waiting for each process: memory is bounded, and no process waits for the reader.
+            if len(pending) >= 2 * processes:
+                take()
+        while pending:
+            take()
+        writer.commit()
+
+
+def _in_processes(job: Job, processes: int, stack: ExitStack) -> Callable[[Unit], Encoded]:
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for _ in range(processes):
+        worker = Worker(job)
+        stack.callback(worker.close)
+        idle.put(worker)
+
+    def encode(unit: Unit) -> Encoded:
+        worker = idle.get()
+        try:
+            return worker.encode(unit)
+        finally:
+            idle.put(worker)
+
+    return encode
+
+
+def complain(flaws: list[Flaw], planned: Plan, on_error: OnError) -> None:
+    """Raise ConfigError (B07) for bytes that are no text, unless they are to be skipped."""
+    if flaws and on_error is OnError.fail:
+        first = flaws[0]
+        more = f" ({len(flaws)} such lines in the {UNIT_BYTES >> 20} MB around it)" if len(flaws) > 1 else ""
+        raise ConfigError(
+            f"data: {planned.files[first.file].path}:{first.line}:{first.byte}: {first.what}, at offset {first.offset}{more}; "
+            "convert the file to UTF-8 (iconv -f ENCODING -t UTF-8), or leave such lines out with data.on_error=skip"
+        )

@@ -1,0 +1,93 @@
+"""What prepare shows: a bar on a terminal, plain lines elsewhere, and a table at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from trainer.data.sources import SPLITS
+
+_LINE_SECONDS = 5.0
+_SLOW_SECONDS = 1.0
+
+
+class Reporter:
+    """Reports of one prepare; silent where `shown` is false."""
+
+    def __init__(self, shown: bool):
+        self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text)
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Progress over `total` bytes; yields a function that adds bytes, from any thread."""
+        if self.console.is_terminal and not self.console.quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TransferSpeedColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(what, total=total)
+                yield lambda size: progress.advance(task, size)
+            return
+        lock, done, started = threading.Lock(), 0, time.monotonic()
+        shown = started
+
+        def advance(size: int) -> None:
+            nonlocal done, shown
+            with lock:
+                done += size
+                now = time.monotonic()
+                if now - shown >= _LINE_SECONDS and total:
+                    shown = now
+                    rate = done / (now - started)
+                    left = f", {(total - done) / rate:.0f} s left" if rate else ""
+                    self.line(f"{what}: {100 * done / total:.0f} % of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s{left}")
+
+        yield advance
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Says what is being done, while it takes long enough to wonder."""
+        if self.console.is_terminal and not self.console.quiet:
+            with self.console.status(what):
+                yield
+            return
+        timer = threading.Timer(_SLOW_SECONDS, self.line, [f"{what} …"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def closing(self, corpus: dict[str, Any], rows: dict[str, Any], path: Path, anew: bool) -> None:
+        """What there is now: a table where something was made, a line where all was found."""
+        splits = corpus["splits"]
+        if not anew:
+            parts = [f"{split} {splits[split]['tokens']:,} tokens in {rows['splits'][split]['rows']:,} rows" for split in SPLITS]
+            self.line(f"data: {', '.join(parts)} (prepared before)")
+            return
+        table = Table("", "documents", "bytes", "tokens", "bytes per token", "rows", title=None)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for split in SPLITS:
+            found = splits[split]
+            ratio = found["bytes"] / max(1, found["tokens"])
+            table.add_row(
+                {"train": "training", "eval": "held out"}[split],
+                *(f"{found[key]:,}" for key in ("documents", "bytes", "tokens")),
+                f"{ratio:.2f}",
+                f"{rows['splits'][split]['rows']:,}",
+            )
+        self.console.print(table)
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(corpus["dropped"].items()) if count)
+        self.line(f"dropped: {reasons or 'nothing'}; vocabulary: {corpus['tokenizer']['size']:,}; kept in {path}")
