@@ -117,6 +117,8 @@ class WeightsAndBiases:
             pass
 
     def _open(self, mode: str) -> bool:
+        # W&B's reports about itself are posted again at exit, for half a minute where nobody answers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         options = wandb.Settings(
