@@ -25,8 +25,12 @@ from trainer.choices import ConfigError, nearest
 ALLOWED = "UTF-8 text, plain or gzip (.gz)"
 # Formats that hold no text, or text only after unpacking. A pickle of protocol 0 looks like text, hence names and not content alone.
 NOT_TEXT = frozenset(
-    ".pkl .pickle .joblib .pt .pth .ckpt .bin .safetensors .npy .npz .h5 .hdf5 .parquet .arrow .feather .zip .tar .tgz .bz2 .xz .zst .7z .rar"
-    " .so .dll .exe .pyc .pdf .doc .docx .png .jpg .jpeg .gif .mp3 .mp4 .sqlite .db".split()
+    f".{suffix}"
+    for names in (
+        "pkl pickle joblib pt pth ckpt bin safetensors npy npz h5 hdf5 parquet arrow feather sqlite db",
+        "zip tar tgz bz2 xz zst 7z rar so dll exe pyc pdf doc docx png jpg jpeg gif mp3 mp4",
+    )
+    for suffix in names.split(" ")
 )
 BOM = b"\xef\xbb\xbf"
 # A document's side of the split depends on its first bytes only, so that it is known before a document larger than memory is read.
@@ -44,7 +48,7 @@ def find_files(given: str | Sequence[str], key: str) -> tuple[list[str], dict[st
     for entry in [given] if isinstance(given, str) else given:
         path = os.path.expanduser(entry)
         if os.path.isdir(path):
-            inside = [file for file in _walk(path)]
+            inside = list(_walk(path))
             kept = [file for file in inside if refusal(file) is None]
             if not kept:
                 raise ConfigError(f"{key}: no text in folder {path} ({len(inside)} files looked at); allowed: {ALLOWED}")
@@ -109,7 +113,7 @@ def open_text(path: str) -> Iterator[BinaryIO]:
             else:
                 yield io.BufferedReader(raw, _BLOCK)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path}: damaged gzip stream ({error}); compare `gzip -t {path}`, and copy or compress the file again") from error
+        raise ConfigError(f"{path}: damaged gzip stream ({error}); copy or compress the file again") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.choices import ConfigError
 from trainer.data.rows import RowWriter
 from trainer.streams import hash_array, mix, uniform
 
@@ -49,6 +50,8 @@ def pack_pairs(documents: Ints, sentences: Ints, sequence_length: int, probabili
     own continuation is put back to start the next pair (Devlin et al. 2018). Targets: mlm, the tokens to mask at `probability`; nsp.
     """
     maker = _Pairs(documents, sentences, sequence_length - 3, seed)
+    if sequence_length < 8:
+        raise ConfigError(f"sequence_length: {sequence_length}; a pair and its three special tokens need at least 8")
     if len(documents) < 3:
         log.warning("only one document: the other half of the pairs takes its second part from elsewhere in the same document")
     left = np.zeros((0, 5), np.int64)
@@ -152,10 +155,8 @@ class _Pairs:
         room = np.maximum(np.maximum(target, end - starts) - a_length, 1)
         b_start, b_length = self.elsewhere(starts, document, middle, np.minimum(room, self.budget - a_length))
         follows |= (b_length <= 0) & (count > 1)
-        pair = np.stack(
-            [starts, a_length, np.where(follows, middle, b_start), np.where(follows, end - middle, b_length), follows.astype(np.int64)], axis=1
-        )
-        return pair, np.where(follows, end, middle)
+        b_start, b_length = np.where(follows, middle, b_start), np.where(follows, end - middle, b_length)
+        return np.stack([starts, a_length, b_start, b_length, follows.astype(np.int64)], axis=1), np.where(follows, end, middle)
 
     def elsewhere(self, starts: Ints, document: Ints, middle: Ints, room: Ints) -> tuple[Ints, Ints]:
         """Where a random second part lies and how long it is, by hash: whole sentences of another document, at most `room` tokens.

@@ -16,7 +16,8 @@ from trainer.data.reading import UNIT_BYTES, Flaw, Unit, parted, units, without_
 from trainer.data.shards import CorpusWriter
 from trainer.data.sources import TRAIN, OnError
 from trainer.data.splitting import Plan
-from trainer.data.tokenizing import Encoded, Encoder, Job, Worker, cut
+from trainer.data.tokenizing import Encoded, Encoder, Job, cut
+from trainer.data.workers import Worker
 from trainer.streams import mix
 
 _COMMIT_SECONDS = 1.0
@@ -45,9 +46,7 @@ def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:
                         yield from cut(text)
 
 
-def encoded_units(
-    planned: Plan, job: Job, writer: CorpusWriter, processes: int, on_error: OnError, advance: Callable[[int], Any]
-) -> None:
+def encoded_units(planned: Plan, job: Job, writer: CorpusWriter, processes: int, on_error: OnError, advance: Callable[[int], Any]) -> None:
     """Tokenize all units that the writer does not have and append them in order, so the result does not depend on `processes`."""
     processes = min(processes, 1 + planned.size // UNIT_BYTES)
     pending: deque[tuple[int, Future[Encoded]]] = deque()

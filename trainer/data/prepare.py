@@ -141,7 +141,8 @@ def _make_corpus(config: Config, planned: Plan, tokenizer: Path, folder: Path, k
         encoded_units(planned, job, writer, config.data.processes or core_count(), config.data.on_error, advance)
     if writer.read != planned.size:
         shutil.rmtree(folder)
-        raise ConfigError(f"{planned.where}: the files changed while they were read ({writer.read} bytes, {planned.size} before); start again")
+        change = f"{writer.read} bytes, {planned.size} before"
+        raise ConfigError(f"{planned.where}: the files changed while they were read ({change}); start again")
     text = writer.finish(end)
     dropped = dict(planned.dropped)
     for reason, count in writer.dropped.items():
@@ -191,7 +192,8 @@ def _make_rows(config: Config, corpus: Path, folder: Path, key: str, report: Rep
             config.task.rows(opened, split, config.sequence_length, config.seed, writer)
             writer.close()
             if not len(writer):
-                raise ConfigError(f"task={config.task.name}: no rows for {split}: its {opened.meta['splits'][split]['documents']} documents are too short")
+                documents = opened.meta["splits"][split]["documents"]
+                raise ConfigError(f"task={config.task.name}: no rows for {split}: its {documents} documents are too short")
             figures[split] = json.loads((folder / split / META).read_text())
     meta = {"fingerprint": key, "seed": config.seed, "sequence_length": config.sequence_length, "task": config.task.name, "splits": figures}
     write_json(folder / META, meta)
@@ -201,6 +203,6 @@ def _nothing_left(planned: Plan, counts: str, dropped: dict[str, int], split: st
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count) or "none"
     what = {None: "no text", "train": "nothing to train on", "eval": "nothing held out"}[split]
     return ConfigError(
-        f"{planned.where}: {what}; {counts}; dropped: {reasons}. Give files with text, another data.document (now {planned.document.value}), "
-        "or given splits data.train and data.eval"
+        f"{planned.where}: {what}; {counts}; dropped: {reasons}. Give files with text, another "
+        f"data.document (now {planned.document.value}), or given splits data.train and data.eval"
     )

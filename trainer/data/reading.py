@@ -75,9 +75,7 @@ def units(
         yield unit
 
 
-def _segments(
-    number: int, file: SourceFile, document: Document, parting: Parting, prefix: int, unit_bytes: int
-) -> Iterator[Segment]:
+def _segments(number: int, file: SourceFile, document: Document, parting: Parting, prefix: int, unit_bytes: int) -> Iterator[Segment]:
     """The segments of one file: those of `_raw_segments`, each told its split and cut at the place of the parting."""
     current: str | None = None
     for segment in _raw_segments(number, file.path, document, unit_bytes):

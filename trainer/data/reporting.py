@@ -33,7 +33,8 @@ class Reporter:
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """Progress over `total` bytes; yields a function that adds bytes, from any thread."""
         if self.console.is_terminal and not self.console.quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TransferSpeedColumn(), TimeRemainingColumn())
+            share = TextColumn("{task.percentage:3.0f} %")
+            columns = (TextColumn("{task.description}"), BarColumn(), share, TransferSpeedColumn(), TimeRemainingColumn())
             with Progress(*columns, console=self.console, transient=True) as progress:
                 task = progress.add_task(what, total=total)
                 yield lambda size: progress.advance(task, size)

@@ -1,9 +1,9 @@
 """The static row table: what each packed row is made of, as memory-mapped columns on disk.
 
-    pointers.bin   int64 [rows + 1]   where the pieces of each row start
-    pieces.bin     int64 [pieces, K]  what a piece means is the task's affair
-    lengths.bin    int32 [rows]       real tokens
-    targets-T.bin  int32 [rows]       targets of term T
+pointers.bin   int64 [rows + 1]   where the pieces of each row start
+pieces.bin     int64 [pieces, K]  what a piece means is the task's affair
+lengths.bin    int32 [rows]       real tokens
+targets-T.bin  int32 [rows]       targets of term T
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class RowWriter:
     def _write(self, name: str, values: NDArray[Any]) -> None:
         if name not in self._files:
             self._files[name] = open(self.path / f"{name}.bin", "wb")  # noqa: SIM115 (closed in close)
-        self._files[name].write(memoryview(values).cast("B") if values.size else b"")
+        self._files[name].write(values.tobytes())
 
     def close(self) -> None:
         """Flush all columns to the disk, then say that they are complete."""

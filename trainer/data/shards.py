@@ -33,7 +33,7 @@ class SplitWriter:
         for path in self.folder.glob("tokens-*.bin"):
             if int(path.stem.split("-")[1]) >= shards:
                 path.unlink()
-        wanted = {"documents.bin": 8 * self.lengths["documents"], "sentences.bin": 8 * self.lengths["sentences"], TEXT: self.lengths["text"]}
+        wanted = {f"{name}.bin": 8 * self.lengths[name] for name in ("documents", "sentences")} | {TEXT: self.lengths["text"]}
         if shards:
             wanted[shard_name(shards - 1)] = self.dtype.itemsize * (self.lengths["tokens"] - (shards - 1) * self.shard_tokens)
         for name, size in wanted.items():
@@ -55,7 +55,7 @@ class SplitWriter:
             tokens = tokens[room:]
         self.lengths["documents"] += len(part.documents)
         self.lengths["sentences"] += len(part.sentences)
-        self.lengths["bytes"] += part.bytes
+        self.lengths["bytes"] += part.size
         self.lengths["text"] += len(part.text)
 
     def _write(self, name: str, data: bytes) -> None:

@@ -104,7 +104,7 @@ class Text(Source):
                 raise ConfigError(f"data.{key}: {value!r}; a file, a folder, a pattern, or a list of them")
         given = (self.train is not None, self.eval is not None)
         if self.path is not None and any(given):
-            raise ConfigError("data.path and data.train|data.eval: both given; data.path is one corpus that we part, the others are given splits")
+            raise ConfigError("data.path and data.train|data.eval: both given; data.path is one corpus, the others are splits of your own")
         if self.path is None and not any(given):
             raise ConfigError("data.path: missing; data=text needs data.path=FILES, or data.train=FILES and data.eval=FILES")
         if self.path is None and not all(given):

@@ -70,5 +70,3 @@ def near_copies(files: Iterable[Path]) -> set[Path]:
         for line in lines:
             holders[line].append(number)
     return copies
-
-

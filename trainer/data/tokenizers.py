@@ -53,7 +53,7 @@ class Train(Tokenizer):
         if self.sample_bytes < 1:
             raise ConfigError(f"tokenizer.sample_bytes: {self.sample_bytes}; must be positive, e.g. {64 << 20}")
         if self.lowercase and self.kind is Kind.bpe:
-            raise ConfigError("tokenizer.lowercase: true with tokenizer.kind=bpe; byte-level BPE keeps every byte, use tokenizer.kind=wordpiece")
+            raise ConfigError("tokenizer.lowercase: true with tokenizer.kind=bpe; byte-level BPE keeps case, use wordpiece")
 
     def algorithm(self, kind: str) -> str:
         return kind if self.kind is Kind.auto else self.kind.value

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 # What a tokenizer consists of, in the layouts of transformers; weights are none of it.
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt")
+_MAIN_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+_FILES = (*_MAIN_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _PATTERNS = [*_FILES, "*.model", "config.json"]
 
 
@@ -59,7 +60,9 @@ def train_tokenizer(kind: str, size: int, lowercase: bool, sentences: bool, text
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, min_frequency=2, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=special, initial_alphabet=alphabet, min_frequency=2, show_progress=False
+        )
     else:
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -82,9 +85,9 @@ def locate(path: str, revision: str | None = None) -> Path:
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not any((folder / name).is_file() for name in _FILES) and not list(folder.glob("*.model")):
+        if not any((folder / name).is_file() for name in _MAIN_FILES) and not list(folder.glob("*.model")):
             holds = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-            raise ConfigError(f"tokenizer.path: folder {folder} holds no tokenizer (one of {', '.join(_FILES[:1] + _FILES[4:])}); it holds {holds}")
+            raise ConfigError(f"tokenizer.path: folder {folder} holds no tokenizer (one of {', '.join(_MAIN_FILES)}); it holds {holds}")
         return folder
     if folder.exists():
         raise ConfigError(f"tokenizer.path: {path} is a file; give the folder that holds it, or a hub id")
@@ -104,8 +107,9 @@ def _fetch(path: str, revision: str | None) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         version = f" at revision {revision}" if revision else ""
         raise ConfigError(
-            f"tokenizer.path: {path!r} is no folder here, and was not found{version} on {constants.ENDPOINT} or in its cache {constants.HF_HUB_CACHE}: "
-            f"{reason}. Without a network: on a machine that has one, `hf download {path} --local-dir FOLDER`, copy the folder, "
+            f"tokenizer.path: {path!r} is no folder here, and was not found{version} on {constants.ENDPOINT} "
+            f"or in its cache {constants.HF_HUB_CACHE}: {reason}. "
+            f"Without a network: on a machine that has one, `hf download {path} --local-dir FOLDER`, copy the folder, "
             "and set tokenizer.path=FOLDER"
         ) from error
 
