@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 def export(placement: Placement, corpus: Corpus, path: Path, world: World) -> None:
     """Write the whole model and its tokenizer to `path`, replacing what is there at once. Entered by every rank."""
+    from transformers.utils.logging import disable_progress_bar
+
     with placement.gathered() as module:
         if not world.leads:
             return
@@ -29,6 +31,7 @@ def export(placement: Placement, corpus: Corpus, path: Path, world: World) -> No
         whole = unpadded(model, corpus.vocabulary.size, corpus.vocabulary.padded)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         shutil.rmtree(aside, ignore_errors=True)
+        disable_progress_bar()
         whole.save_pretrained(aside)
         shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
         if path.exists():
@@ -66,5 +69,6 @@ def load_exported(path: Path) -> PreTrainedModel:
 
     if not (path / "config.json").exists():
         raise ConfigError(f"{path}: no model there yet; it is written when the run reaches its budget")
+    transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(path)
     return getattr(transformers, config.architectures[0]).from_pretrained(path)

@@ -32,9 +32,10 @@ class Constant(Schedule):
 
     def factor(self, step: int, steps: int) -> float:
         warm = self.warmup * steps
-        if step + 1 <= warm:
-            return (step + 1) / warm
-        return self.decay(min(1.0, (step + 1 - warm) / max(1.0, steps - warm)))
+        if step < warm:
+            return min(1.0, (step + 1) / warm)
+        # The floor is what would follow the last step: a last step at rate 0 would be a wasted one.
+        return self.decay(min(1.0, (step - warm) / max(1.0, steps - warm)))
 
 
 @choice

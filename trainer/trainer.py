@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.checkpoint.store import open_newest, prune, save
+from trainer.checkpoint.opening import Opened, open_newest, open_one
+from trainer.checkpoint.files import folder_of
+from trainer.checkpoint.store import prune, save
+from trainer.choices import ConfigError
 from trainer.config import Config, digest
 from trainer.data.corpus import open_corpus
 from trainer.data.loading import Loader, Step
@@ -62,6 +65,16 @@ def budget(config: Config, rows: int, row_tokens: int) -> int:
         return max(1, round(config.epochs * rows))
     assert config.tokens is not None
     return math.ceil(config.tokens * rows / row_tokens)
+
+
+def weights_of(source: str, world: World) -> Opened:
+    """The checkpoint that `init.run=runs/x` (its newest) or `init.run=runs/x@step` names. Raises ConfigError where there is none."""
+    path, _, step = source.partition("@")
+    checkpoints = RunDir(path).checkpoints
+    found = open_one(folder_of(checkpoints, int(step)), world) if step else open_newest(checkpoints, world)
+    if found is None:
+        raise ConfigError(f"init.run: {source}: no checkpoint in {checkpoints}")
+    return found
 
 
 class Training:
@@ -119,22 +132,21 @@ class Training:
             losses = self.placement.module(batch)
             self.placement.accumulate(objective(losses, self.task.terms, rehearsal.targets) * scale, last=True)
 
-        table = prove(self.placement, backward, self.world)
+        proof = prove(self.placement, backward, self.world)
         if self.world.leads:
-            self.run.event("proof", attempt=self.world.attempt, table=table)
+            print("proved before step 1: gradients are averaged over the ranks, and each holds", *proof.lines(), sep="\n  ", flush=True)
+            self.run.event("proof", attempt=self.world.attempt, tables=proof.tables)
 
     # -- resume -------------------------------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         config, world = self.config, self.world
-        opened = open_newest(self.run.checkpoints, world)
+        opened = open_newest(self.run.checkpoints, world, log=print)
         if opened is not None:
             self.placement.load(opened.read)
             self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
         elif config.init.run:
-            from trainer.checkpoint.store import open_weights
-
-            self.placement.load_parameters(open_weights(config.init.run, world).read)
+            self.placement.load_parameters(weights_of(config.init.run, world).read)
         history = self.run / "metrics.jsonl"
         lines = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
         starts = self.run.events("start")
@@ -152,6 +164,8 @@ class Training:
         )
         self.trackers = Trackers(config, self.run.path, world, steps=self.steps, step=self.step)
         self._event("start", world_size=world.size, strategy=config.strategy.name, resumed_at=self.step, digest=digest(config))
+        if opened is not None and opened.problems:
+            self._event("fallback", used=opened.path.name, problems=opened.problems)
 
     # -- loop ---------------------------------------------------------------------------------------------------------------------
 
@@ -251,11 +265,12 @@ class Training:
         self._event("finish")
         figures = summary.write(
             self.run.path,
-            **(self.last | self.evaluated | self.task.baselines(self.corpus)),
-            samples=self.position,
-            world_size=self.world.size,
-            strategy=self.config.strategy.name,
-            digest=digest(self.config),
+            **(
+                self.evaluated
+                | self.task.baselines(self.corpus)
+                | {"samples": self.position, "loss": self.last.get("loss"), "digest": digest(self.config)}
+                | {"world_size": self.world.size, "strategy": self.config.strategy.name}
+            ),
         )
         self.trackers.finish(figures)
 
