@@ -118,6 +118,9 @@ def open_writer(path: Path, sequence_length: int | None = None) -> Writer:
 
     from trainer.export import load_exported
 
+    # A bar for a file on the disk, and a warning of padding where there is none (generation leaves an all-true mask out).
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
     model = load_exported(path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     positions = getattr(model.config, "max_position_embeddings", None)

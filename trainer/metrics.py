@@ -28,7 +28,8 @@ class Meter:
 
     weights: term → weight in the objective. interval_steps: most steps between two flushes.
     work, peak: what a token costs in FLOPs, and the FLOPs a second of one device; None where MFU is not known.
-    tokens, samples: what the run has consumed before (a resume). started: time of the run's first start, in seconds since the epoch. useful_seconds: of earlier attempts.
+    tokens, samples: what the run has consumed before (a resume).
+    started: time of the run's first start, in seconds since the epoch. useful_seconds: of earlier attempts, by the function of that name.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ class Trackers:
         """Show an event that the run directory has recorded."""
         if not self.leads:
             return
-        told = ", ".join(f"{key} {value}" for key, value in fields.items() if value not in (None, "", [], {}))
+        told = ", ".join(f"{key.replace('_', ' ')} {_told(value)}" for key, value in fields.items() if value not in (None, "", [], {}))
         self.progress.message(f"{kind}{f' at step {step:,}' if step is not None else ''}{f': {told}' if told else ''}")
         if self.wandb is not None:
             self.wandb.event(kind, step)
@@ -74,3 +74,8 @@ class Trackers:
         self.lines.close()
         if self.wandb is not None:
             self.wandb.finish(summary or {})
+
+
+def _told(value: Any) -> str:
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from trainer.choices import ConfigError
+from trainer.config import to_dict
 from trainer.run import RunDir, load_frozen, write_atomically
 from trainer.tracking.report import SAMPLE, hints, relative, shown, write
 
@@ -33,7 +34,7 @@ def closing(path: Path, console: Console) -> None:
         console.print(Padding(escape(sample), (0, 2)), soft_wrap=False)
     console.print(f"\n[bold]report[/]  {escape(relative(page))}\n[bold]model[/]   {escape(relative(run / 'model'))}/", soft_wrap=True)
     console.print("\n[bold]what to try next[/]")
-    for hint in hints(run.path, {"task": {"name": config.task.name}}, summary)[:2]:
+    for hint in hints(run.path, to_dict(config), summary)[:2]:
         console.print(f"  {escape(hint['text'])}\n    {escape(hint['command']).replace(chr(10), chr(10) + '    ')}", soft_wrap=True)
 
 

@@ -21,18 +21,26 @@ TEMPLATE = """<!doctype html>
   }
 }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK SC", sans-serif; }
+body {
+  margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK SC", sans-serif;
+}
 main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
 header h1 { margin: 0; font-size: 30px; line-height: 1.2; letter-spacing: -0.02em; overflow-wrap: anywhere; }
 header p { margin: 6px 0 0; color: var(--muted); }
 h2 { font-size: 18px; letter-spacing: -0.01em; margin: 40px 0 14px; }
 h2 small { font-weight: 400; font-size: 13px; color: var(--muted); margin-left: 8px; letter-spacing: 0; }
-.state { display: inline-block; padding: 1px 10px; border-radius: 99px; font-size: 13px; font-weight: 600; color: var(--card); background: var(--good); vertical-align: 6px; margin-left: 10px; }
+.state {
+  display: inline-block; padding: 1px 10px; border-radius: 99px; margin-left: 10px; vertical-align: 6px;
+  font-size: 13px; font-weight: 600; color: var(--card); background: var(--good);
+}
 .state.open { background: var(--second); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(156px, 1fr)); gap: 12px; margin-top: 26px; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 .tile { padding: 14px 16px; }
-.tile b { display: block; font-size: 25px; line-height: 1.25; font-weight: 650; letter-spacing: -0.02em; font-variant-numeric: tabular-nums; }
+.tile b {
+  display: block; font-size: 25px; line-height: 1.25; font-weight: 650; letter-spacing: -0.02em; font-variant-numeric: tabular-nums;
+}
 .tile span { color: var(--muted); font-size: 13px; }
 .tile em { display: block; font-style: normal; color: var(--muted); font-size: 12px; }
 .card { padding: 18px 20px; }
@@ -57,10 +65,17 @@ tr:first-child > * { border-top: 0; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.wide { overflow-wrap: anywhere; }
 .pairs { columns: 2 360px; column-gap: 36px; }
-.pairs div { display: flex; justify-content: space-between; gap: 16px; border-bottom: 1px solid var(--line); padding: 5px 0; break-inside: avoid; font-size: 14px; }
-.pairs dt { color: var(--muted); } .pairs dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.pairs div {
+  display: flex; justify-content: space-between; gap: 16px; padding: 5px 0; font-size: 14px;
+  border-bottom: 1px solid var(--line); break-inside: avoid;
+}
+.pairs dt { color: var(--muted); }
+.pairs dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .kind { font-weight: 600; } .kind.bad { color: var(--bad); } .kind.good { color: var(--good); }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+pre {
+  margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
+  font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+}
 .next { display: grid; gap: 14px; margin: 0; } .next p { margin: 0 0 4px; }
 .next pre { background: var(--soft); border-radius: 8px; padding: 9px 12px; }
 details summary { cursor: pointer; color: var(--muted); } details pre { margin-top: 12px; }
@@ -81,13 +96,16 @@ footer { margin-top: 44px; color: var(--muted); font-size: 12.5px; }
 
 {% for comparison in comparisons %}<h2>{{ comparison.title }}</h2>
 <div class="card"><div class="bars">
-{% for bar in comparison.bars %}<div{% if bar.ours %} class="ours"{% endif %}><span>{{ bar.label }}</span><i style="width:{{ '%.1f' % bar.percent }}%"></i><b>{{ bar.value }}</b></div>
+{% for bar in comparison.bars %}<div{% if bar.ours %} class="ours"{% endif %}>
+<span>{{ bar.label }}</span><i style="width:{{ '%.1f' % bar.percent }}%"></i><b>{{ bar.value }}</b>
+</div>
 {% endfor %}</div><p class="note">{{ comparison.note }}</p></div>
 {% endfor %}
 
 <h2>Curves{% if attempts > 1 %} <small>dotted: the run went on from a checkpoint</small>{% endif %}</h2>
 {% if charts %}<div class="charts">
-{% for chart in charts %}<figure class="card"><figcaption>{{ chart.title }}<span>{{ chart.note }}</span></figcaption>{{ chart.svg }}</figure>
+{% for chart in charts %}<figure class="card"><figcaption>{{ chart.title }}<span>{{ chart.note }}</span></figcaption>
+{{ chart.svg }}</figure>
 {% endfor %}</div>{% else %}<div class="card">No figures yet: the first line of metrics.jsonl comes after log_every steps.</div>{% endif %}
 
 {% if sample %}<h2>What the model writes</h2>
@@ -99,10 +117,14 @@ footer { margin-top: 44px; color: var(--muted); font-size: 12.5px; }
 {% for key, value in summary %}<div><dt>{{ key }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}</dl></div>
 
-{% if events %}<h2>Events <small>{{ events|length }}{% if left_out %} of {{ events|length + left_out }}, the rest in events.jsonl{% endif %}</small></h2>
+{% if events %}<h2>Events <small>{{ events|length }}
+{% if left_out %} of {{ events|length + left_out }}, the rest in events.jsonl{% endif %}</small></h2>
 <div class="card scroll"><table>
 <tr><th>after</th><th>attempt</th><th>step</th><th>event</th><th></th></tr>
-{% for event in events %}<tr><td class="number">{{ event.after }}</td><td class="number">{{ event.attempt }}</td><td class="number">{{ event.step }}</td><td><span class="kind {{ event.tone }}">{{ event.kind }}</span></td><td class="wide">{{ event.told }}</td></tr>
+{% for event in events %}<tr>
+<td class="number">{{ event.after }}</td><td class="number">{{ event.attempt }}</td><td class="number">{{ event.step }}</td>
+<td><span class="kind {{ event.tone }}">{{ event.kind }}</span></td><td class="wide">{{ event.told }}</td>
+</tr>
 {% endfor %}</table></div>
 {% endif %}
 

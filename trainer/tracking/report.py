@@ -178,23 +178,22 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
     run = f"run={relative(run_dir)}"
     masked = (config.get("task") or {}).get("name", "").startswith("mlm")
     prompt = "The [MASK] is here." if masked else "def "
+    kind = "AutoModelForPreTraining" if masked else "AutoModelForCausalLM"
     found = []
-    if (run_dir / "model").is_dir():
+    has_model = (run_dir / "model").is_dir()
+    if has_model:
         text = "Let it fill in words." if masked else "Let it write."
         found.append((text, shlex.join(["trainer", "generate", run]) + f' prompt="{prompt}"'))
-        loads = f'from transformers import AutoTokenizer, AutoModelForPreTraining as Model\nmodel = Model.from_pretrained("{relative(run_dir)}/model")'
-        if not masked:
-            loads = loads.replace("AutoModelForPreTraining", "AutoModelForCausalLM")
-        found.append(("Load it in Python.", loads))
     if summary and config.get("steps"):
-        found.append(("Train longer: the command of this run with", f"steps={2 * config['steps']} resume.extend=true"))
-        layers = (config.get("model") or {}).get("layers")
-        if layers:
-            found.append(
-                ("Try another size, beside this run: the command of this run with", f"model.layers={2 * layers} name={run_dir.name}-larger")
-            )
-    elif not summary:
+        found.append(("Train longer: the command of this run, and", f"steps={2 * config['steps']} resume.extend=true"))
+    layers = (config.get("model") or {}).get("layers")
+    if summary and layers:
+        found.append(("Another size beside this run: its command, and", f"model.layers={2 * layers} name={run_dir.name}-larger"))
+    if not summary:
         found.append(("Go on with this run.", "the same command again"))
+    if has_model:
+        path = f"{relative(run_dir)}/model"
+        found.append(("Load it in Python.", f"from transformers import {kind}\nmodel = {kind}.from_pretrained({path!r})"))
     found.append(("Compute the held-out figures anew.", shlex.join(["trainer", "evaluate", run])))
     return [{"text": text, "command": command} for text, command in found]
 

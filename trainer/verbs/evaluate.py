@@ -41,6 +41,7 @@ def run(words: list[str]) -> int:
 def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     """Figures of `model/` on the held-out split of the run's own data, by the code that the training loop uses."""
     import torch
+    import transformers
 
     from trainer.data.corpus import open_corpus
     from trainer.distributed import World
@@ -49,6 +50,7 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     from trainer.run import load_frozen
     from trainer.strategies.single import Single
 
+    transformers.logging.disable_progress_bar()
     config = load_frozen(run.config_path)
     resolved = run.placement
     kind = device or config.device.kind
