@@ -57,6 +57,15 @@ def run_distributed(fn: Callable[..., Any], world: int, *args: Any, timeout_seco
             process.join()
 
 
+def fork(fn: Callable[..., Any], *args: Any) -> tuple[Any, Connection]:
+    """A process that runs fn(*args, pipe) and may be killed, and the end of the pipe to read from."""
+    mine, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=fn, args=(*args, theirs))
+    process.start()
+    theirs.close()
+    return process, mine
+
+
 def _collect(pipes: list[Connection], timeout_seconds: float) -> list[Any]:
     results: dict[int, Any] = {}
     failures: list[str] = []
@@ -83,7 +92,9 @@ def _collect(pipes: list[Connection], timeout_seconds: float) -> list[Any]:
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _rank(fn: Callable[..., Any], rank: int, size: int, port: int | None, timeout_seconds: float, pipe: Connection, args: tuple[Any, ...]) -> None:
+def _rank(
+    fn: Callable[..., Any], rank: int, size: int, port: int | None, timeout_seconds: float, pipe: Connection, args: tuple[Any, ...]
+) -> None:
     try:
         result = fn(_start(rank, size, port, timeout_seconds), *args)
         buffer = io.BytesIO()

@@ -31,7 +31,7 @@ def test_results_come_back_by_rank():
 
 
 def test_traceback_of_the_failing_rank():
-    with pytest.raises(AssertionError, match="rank 1: Traceback(.|\n)*a mistake of rank 1"):
+    with pytest.raises(AssertionError, match=r"rank 1: Traceback(.|\n)*a mistake of rank 1"):
         run_distributed(fails_on_one, 2)
 
 

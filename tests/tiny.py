@@ -106,7 +106,9 @@ def backward(placement: Any, kind: str, step: int, micro_batches: int, poison: b
     return share
 
 
-def train(placement: Any, kind: str, steps: range, micro_batches: int = 1, max_norm: float | None = 1.0, poison: int | None = None) -> dict[str, Any]:
+def train(
+    placement: Any, kind: str, steps: range, micro_batches: int = 1, max_norm: float | None = 1.0, poison: int | None = None
+) -> dict[str, Any]:
     """Losses over the global batch, norms and applied of each step. poison: the step that goes NaN."""
     seen: dict[str, Any] = {"losses": [], "norms": [], "applied": []}
     for step in steps:

@@ -59,7 +59,8 @@ class AdamW(Optim):
 
     def groups(self, named_parameters: Named) -> list[dict[str, Any]]:
         """Decayed and undecayed parameters, in the model's order; an empty group is left out (DeepSpeed cannot flatten none)."""
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for _, parameter in named_parameters:
             (decayed if parameter.ndim >= 2 else plain).append(parameter)
         shared = {"lr": self.lr, "base_lr": self.lr}

@@ -81,7 +81,13 @@ def poisoned(world, strategy):
     seen = tiny.train(placement, "gpt", range(3, 4), micro_batches=2, poison=3)
     unchanged = same(before, state(placement))
     after = tiny.train(placement, "gpt", range(4, 6))
-    return {"unchanged": unchanged, "seen": seen, "after": after, "steps": placement.scalars()["optimizer_step"], "weights": tiny.weights(placement)}
+    return {
+        "unchanged": unchanged,
+        "seen": seen,
+        "after": after,
+        "steps": placement.scalars()["optimizer_step"],
+        "weights": tiny.weights(placement),
+    }
 
 
 def test_c18_c03_a_step_that_is_not_finite_is_dropped_alike():

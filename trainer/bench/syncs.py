@@ -15,7 +15,7 @@ _COPIES = {"aten::_to_copy", "aten::copy_", "aten::to"}
 class HostSyncs(TorchDispatchMode):
     """Counts operations that make the host wait for the device, by name.
 
-    On a CPU nothing waits, but the same operations run, so the count is that of a GPU except for copies from it, which are counted there only.
+    On a CPU nothing waits, but the same operations run: the count is a GPU's, except for copies from the device, which only it has.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,11 @@ class HostSyncs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if name in _WAITS or (name.startswith("aten::index") and _has_mask(args)) or (name in _COPIES and _leaves_device(name, args, result)):
+        if (
+            name in _WAITS
+            or (name.startswith("aten::index") and _has_mask(args))
+            or (name in _COPIES and _leaves_device(name, args, result))
+        ):
             self.counts[name] += 1
         return result
 

@@ -58,7 +58,9 @@ def sha256(path: Path) -> str:
 def regular(folder: Path, name: str) -> Path:
     """A shard of this folder by the name that an index gives. Raises CheckpointError for anything but a plain file of the folder (S02)."""
     if not _SHARD.fullmatch(name):
-        raise CheckpointError(f"{folder}: the manifest names the file {name!r}; allowed: rank-00000.safetensors and so on, in the folder itself")
+        raise CheckpointError(
+            f"{folder}: the manifest names the file {name!r}; allowed: rank-00000.safetensors and so on, in the folder itself"
+        )
     return plain(folder / name)
 
 

@@ -69,8 +69,9 @@ def _write_shard(aside: Path, rank: int, pieces: Iterable[Piece]) -> dict[str, A
         key = f"{number:06d}"
         # A clone: what lies on a CPU would otherwise be a view of a larger buffer, which safetensors refuses.
         tensors[key] = piece.tensor.detach().cpu().contiguous().clone()
-        index.append({"name": piece.name, "kind": piece.kind, "shape": piece.shape, "offset": piece.box.offset, "lengths": piece.box.lengths,
-                      "dtype": str(piece.tensor.dtype).removeprefix("torch."), "key": key})  # fmt: skip
+        place = {"shape": piece.shape, "offset": piece.box.offset, "lengths": piece.box.lengths}
+        dtype = str(piece.tensor.dtype).removeprefix("torch.")
+        index.append({"name": piece.name, "kind": piece.kind, **place, "dtype": dtype, "key": key})
     path = aside / f"{name}.safetensors"
     save_file(tensors, path)
     flush(path)

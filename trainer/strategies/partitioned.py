@@ -173,5 +173,7 @@ def prepare_engine(module: nn.Module, optimizer: torch.optim.Optimizer, settings
     )
     engine, _ = accelerator.prepare(module, optimizer)
     if not isinstance(engine, deepspeed.DeepSpeedEngine) or engine.dp_world_size != world.size:
-        raise RuntimeError(f"Accelerate prepared {type(engine).__name__} for a world of {getattr(engine, 'dp_world_size', '?')}, not of {world.size}")
+        raise RuntimeError(
+            f"Accelerate prepared {type(engine).__name__} for a world of {getattr(engine, 'dp_world_size', '?')}, not of {world.size}"
+        )
     return engine

@@ -40,7 +40,8 @@ class Proof:
         """The table for people: a line for each kind, bytes as the smallest and the largest of the ranks."""
         found = []
         for row in self.tables[0]:
-            sizes = [other["bytes"] for table in self.tables for other in table if (other["kind"], other["dtype"]) == (row["kind"], row["dtype"])]
+            same = [other for table in self.tables for other in table if (other["kind"], other["dtype"]) == (row["kind"], row["dtype"])]
+            sizes = [other["bytes"] for other in same]
             size = "" if row["kind"] == "reduction" else f"{min(sizes):>16,} … {max(sizes):,} bytes a rank"
             found.append(f"{row['kind']:<12} {row['dtype']:<10}{size}")
         return found
@@ -99,5 +100,7 @@ def _state(table: list[dict[str, Any]], shares: dict[str, int]) -> list[str]:
     for row in table:
         held[row["kind"]] = held.get(row["kind"], 0) + row["bytes"]
     wrong = [f"{row['kind']} is {row['dtype']}, should be float32" for row in table if row["dtype"] != "float32"]
-    wrong += [f"{kind} takes {size:,} bytes, at most {shares.get(kind, 0):,} were expected" for kind, size in held.items() if size > shares.get(kind, 0)]
+    for kind, size in held.items():
+        if size > shares.get(kind, 0):
+            wrong.append(f"{kind} takes {size:,} bytes, at most {shares.get(kind, 0):,} were expected")
     return wrong + [f"no {kind} is held" for kind in shares if kind not in held]

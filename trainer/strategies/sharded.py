@@ -93,9 +93,10 @@ def blocks(module: nn.Module) -> list[nn.Module]:
     for index, block in enumerate(found):
         for parameter in block.parameters():
             owners.setdefault(id(parameter), set()).add(index)
-    outside = {id(parameter) for name, parameter in module.named_parameters(remove_duplicate=False) if not _within(name, module, found)}
+    everywhere = module.named_parameters(remove_duplicate=False)
+    outside = {id(parameter) for name, parameter in everywhere if not _within(name, module, found)}
     if any(len(indices) > 1 or key in outside for key, indices in owners.items()):
-        raise ValueError("fsdp cannot cut a model whose transformer blocks share parameters with each other or with the rest; use strategy=ddp")
+        raise ValueError("fsdp cannot cut a model whose blocks share parameters with each other or with the rest; use strategy=ddp")
     return found
 
 

@@ -6,7 +6,7 @@ The step never waits for the device: whether the gradient is finite and how much
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from trainer.distributed import World
 
 
+Around = Callable[[], AbstractContextManager[Any]]
+
+
 class Called(nn.Module):
     """What the loop calls: the placed module under autocast (or not), and whatever else surrounds a forward."""
 
-    def __init__(self, inner: nn.Module, device: torch.device, autocast: str | None, around: AbstractContextManager[Any] | Any = nullcontext):
+    def __init__(self, inner: nn.Module, device: torch.device, autocast: str | None, around: Around = nullcontext):
         super().__init__()
         self.inner = inner
         self._device_type = device.type
