@@ -120,7 +120,7 @@ class _Pairs:
         for low in range(0, total, _SENTENCES):
             high = min(low + _SENTENCES, total)
             # A pair reaches no further than its budget, and a sentence has a token at least.
-            borders = split_long(np.asarray(self.sentences[low : min(high + self.budget + 3, total + 1)]), self.budget // 2)
+            borders = split_long(np.asarray(self.sentences[low : min(high + self.budget + 3, total + 1)]), self.budget // 3)
             starts = borders[: np.searchsorted(borders, self.sentences[high])]
             pairs, following = self.at(starts, borders)
             index = np.searchsorted(borders, following).tolist()
@@ -136,24 +136,27 @@ class _Pairs:
         """The pair at each start, [n, 5], and where the next pair starts. borders: offsets of sentences, well beyond the last start."""
         document = np.searchsorted(self.documents, starts, side="right") - 1
         stop = np.asarray(self.documents[document + 1])
-        first = np.searchsorted(borders, starts)
-        # A sentence is at most half the budget long, so two always fit.
-        two = np.minimum(borders[np.minimum(first + 2, len(borders) - 1)], stop)
+        first, final = np.searchsorted(borders, starts), np.searchsorted(borders, stop)
         target = np.where(
             uniform(mix(self.seed, "short"), starts) < _SHORT,
             2 + (uniform(mix(self.seed, "target"), starts) * (self.budget - 1)).astype(np.int64),
             self.budget,
         )
         last = np.searchsorted(borders, np.minimum(starts + target, stop), side="right") - 1
-        last = np.maximum(last, np.searchsorted(borders, two))
+        # A sentence is at most a third of the budget long, so two always fit, and a random one beside them.
+        last = np.maximum(last, np.minimum(first + 2, final))
+        # A single sentence left over at the end of a document could only be followed by a random one, and the halves would be uneven.
+        last -= (final - last == 1) & (last - first > 2)
         count = last - first
-        a_count = np.where(count > 1, 1 + (uniform(mix(self.seed, "cut"), starts) * (count - 1)).astype(np.int64), 1)
-        middle = borders[first + a_count]
         follows = (count > 1) & (uniform(mix(self.seed, "next"), starts) < 0.5)
-        end = borders[last]
+        a_count = np.where(count > 1, 1 + (uniform(mix(self.seed, "cut"), starts) * (count - 1)).astype(np.int64), 1)
+        single = ~follows & (final - first - a_count == 1)
+        a_count += np.where(single, np.where(a_count > 1, -1, 1), 0)
+        middle, end = borders[first + a_count], borders[last]
         a_length = middle - starts
-        room = np.maximum(np.maximum(target, end - starts) - a_length, 1)
-        b_start, b_length = self.elsewhere(starts, document, middle, np.minimum(room, self.budget - a_length))
+        room = np.maximum(target, end - starts) - a_length
+        room = np.where(room > 0, room, self.budget - a_length)
+        b_start, b_length = self.elsewhere(starts, document, middle, room)
         follows |= (b_length <= 0) & (count > 1)
         b_start, b_length = np.where(follows, middle, b_start), np.where(follows, end - middle, b_length)
         return np.stack([starts, a_length, b_start, b_length, follows.astype(np.int64)], axis=1), np.where(follows, end, middle)

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 from trainer.choices import ConfigError
@@ -18,7 +20,6 @@ from trainer.data.sources import TRAIN, OnError
 from trainer.data.splitting import Plan
 from trainer.data.tokenizing import Encoded, Encoder, Job, cut
 from trainer.data.workers import Worker
-from trainer.streams import mix
 
 _COMMIT_SECONDS = 1.0
 
@@ -34,10 +35,10 @@ def read_units(planned: Plan) -> Iterator[Unit]:
 
 
 def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:
-    """Text of the training split, about `limit` bytes of it, taken as whole units by hash from all over the source."""
-    share = limit / max(1, planned.size)
+    """Text of the training split, about `limit` bytes of it, taken as whole units at even distances."""
+    share = Fraction(limit, max(limit, planned.size))
     for unit in read_units(planned):
-        if share >= 1 or mix("tokenizer sample", unit.index) < share * 2**64:
+        if ceil(share * (unit.index + 1)) > ceil(share * unit.index):
             for segment in unit.segments:
                 clean, flaws = without_flaws(segment)
                 complain(flaws, planned, on_error)

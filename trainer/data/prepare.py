@@ -73,7 +73,7 @@ def prepare(config: Config, progress: bool = True) -> Prepared:
     if not planned.files:
         raise _nothing_left(planned, f"{len(listing.files)} files read, 0 kept", planned.dropped)
     decides = config.tokenizer.decides(task.tokenizer_kind, planned.fingerprint, task.sentences)
-    tokenizer_key = _key(FORMAT, decides)
+    tokenizer_key = _key(FORMAT, decides, task.sentences)
     corpus_key = _key(FORMAT, planned.fingerprint, decides, task.sentences)
     rows_key = _key(FORMAT, corpus_key, dataclasses.asdict(task), config.sequence_length, config.seed)
     tokenizer, corpus, rows = cache / "tokenizers" / tokenizer_key, cache / "corpus" / corpus_key, cache / "rows" / rows_key

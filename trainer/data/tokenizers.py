@@ -72,7 +72,9 @@ class Train(Tokenizer):
     def build(self, folder: Path, kind: str, sentences: bool, sample: Callable[[int], Iterator[str]]) -> None:
         from trainer.data.vocabularies import train_tokenizer
 
-        train_tokenizer(self.algorithm(kind), self.vocab_size, self.lowercase, sentences, sample(self.sample_bytes)).save_pretrained(folder)
+        train_tokenizer(
+            self.algorithm(kind), self.vocab_size, self.lowercase, sentences, lambda: sample(self.sample_bytes)
+        ).save_pretrained(folder)
 
 
 @choice

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +45,12 @@ class Special:
         return {key: value for key, value in asdict(self).items() if key != "starts_word"}
 
 
-def train_tokenizer(kind: str, size: int, lowercase: bool, sentences: bool, text: Iterator[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `size` tokens: byte-level BPE (Sennrich 2016, Radford 2019) or WordPiece (Schuster 2012, Devlin 2018)."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+def train_tokenizer(kind: str, size: int, lowercase: bool, sentences: bool, text: Callable[[], Iterator[str]]) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `size` tokens: byte-level BPE (Sennrich 2016, Radford 2019) or WordPiece (Schuster 2012, Devlin 2018).
+
+    The same text gives the same tokenizer. text: called once or twice for an iterator over it.
+    """
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -54,28 +58,60 @@ def train_tokenizer(kind: str, size: int, lowercase: bool, sentences: bool, text
         names = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
         names |= {"unk_token": "[UNK]"} if kind == "wordpiece" else {}
     special = list(dict.fromkeys(names.values()))
-    trainer: Any
-    if kind == "bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=special, initial_alphabet=alphabet, min_frequency=2, show_progress=False
-        )
-    else:
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(text, trainer)
+    tokenizer = _train_bpe(size, special, text()) if kind == "bpe" else _train_wordpiece(size, special, lowercase, text)
     if sentences:
         pair = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=pair
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)
+
+
+def _train_bpe(size: int, special: list[str], text: Iterator[str]) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, min_frequency=2, show_progress=False)
+    tokenizer.train_from_iterator(text, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(size: int, special: list[str], lowercase: bool, text: Callable[[], Iterator[str]]) -> Tokenizer:
+    from tokenizers import Tokenizer, models, trainers
+
+    tokenizer = _bert(Tokenizer(models.WordPiece(unk_token="[UNK]")), lowercase)
+    counts: Counter[str] = Counter()
+    for piece in text():
+        counts.update(tokenizer.normalizer.normalize_str(piece))
+    # A quarter of the tokens is left for what is longer than a character, also in scripts of thousands of characters.
+    common = sorted((char for char in counts if not char.isspace()), key=lambda char: (-counts[char], char))[: size * 3 // 4]
+    inside = [char for char in sorted(common) if len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{char}")) == 1]
+    # The library numbers the characters inside words in the order of a hash table that differs by call, and breaks ties by number.
+    # Given as special tokens they are numbered as listed; the tokens learned are then put into a tokenizer that has no such specials.
+    inside = [f"##{char}" for char in inside][: max(0, size - len(special) - len(common))]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=[*special, *inside],
+        initial_alphabet=sorted(common),
+        limit_alphabet=len(common),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text(), trainer)
+    learned = _bert(Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]")), lowercase)
+    learned.add_special_tokens(special)
+    return learned
+
+
+def _bert(tokenizer: Tokenizer, lowercase: bool) -> Tokenizer:
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
 
 
 def locate(path: str, revision: str | None = None) -> Path:

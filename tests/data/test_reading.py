@@ -1,0 +1,94 @@
+"""Units and documents: borders depend on content alone, and nothing is lost, repeated or told apart by where a block ended."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer.data.files import fingerprint
+from trainer.data.reading import Parting, Segment, documents, units
+from trainer.data.sources import EVAL, TRAIN, Document, SourceFile
+from trainer.data.splitting import tail_place
+
+TEXTS = st.lists(st.sampled_from(["a", "é", "\n", "\n\n", " ", "\n \n", "x" * 50, "字" * 9, "\r\n"]), max_size=120).map("".join)
+
+
+def read(path, document, parting=None, unit_bytes=64):
+    """The segments of one file."""
+    found = units([SourceFile(str(path))], document, parting or Parting(1 << 63), [5], unit_bytes)
+    return [segment for unit in found for segment in unit.segments]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("reading") / "text.txt"
+
+
+@pytest.mark.parametrize("document", Document)
+@given(text=TEXTS, unit_bytes=st.sampled_from([64, 257, 100_000]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_documents_do_not_depend_on_where_units_end(scratch, document, text, unit_bytes):
+    raw = text.encode()
+    scratch.write_bytes(raw)
+    segments = read(scratch, document, unit_bytes=unit_bytes)
+    assert b"".join(segment.text for segment in segments) == raw
+    found: list[bytes] = []
+    for segment in segments:
+        segment.text.decode()  # no character is torn
+        assert segment.line == 1 + raw[: segment.offset].count(b"\n")
+        parts = list(documents(segment, document))
+        if not segment.opens:
+            found[-1] += parts.pop(0)
+        found += parts
+    expected = [text for text in documents(Segment(0, 0, 1, raw, None), document) if text.strip()]
+    assert [text for text in found if text.strip()] == expected
+
+
+@given(text=TEXTS, share=st.floats(0.01, 0.5))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_tail_of_few_documents_starts_after_a_line_end(scratch, text, share):
+    raw = text.encode()
+    scratch.write_bytes(raw)
+    if not raw:
+        return
+    place = tail_place([SourceFile(str(scratch))], [len(raw)], share)
+    sides = {TRAIN: b"", EVAL: b""}
+    for segment in read(scratch, Document.file, Parting(place=place)):
+        assert not sides[EVAL] or segment.split == EVAL
+        sides[segment.split] += segment.text
+    assert sides[TRAIN] + sides[EVAL] == raw
+    held_out = len(sides[EVAL])
+    assert held_out <= max(1, share * len(raw)) + 3
+    wanted = len(raw) - int(share * len(raw))
+    if b"\n" in raw[wanted:-1]:
+        assert sides[TRAIN].endswith(b"\n") and b"\n" not in raw[wanted : len(sides[TRAIN]) - 1]
+
+
+def test_gzip_equals_plain_down_to_the_units(tmp_path):
+    text = b"\xef\xbb\xbf" + b"".join(b"line %d of the file\n" % number for number in range(5000))
+    (tmp_path / "a.txt").write_bytes(text)
+    (tmp_path / "b.txt").write_bytes(gzip.compress(text))  # told by content, not by name
+    plain, packed = (read(tmp_path / name, Document.line, unit_bytes=10_000) for name in ("a.txt", "b.txt"))
+    assert plain == packed
+    assert plain[0].text.startswith(b"line 0")
+    assert fingerprint(str(tmp_path / "a.txt")) == fingerprint(str(tmp_path / "b.txt"))
+
+
+def test_equal_documents_lie_on_one_side(tmp_path):
+    """Also where they are too long for a unit, so that only their first part decides."""
+    long = [bytes([65 + number]) * 70_000 for number in range(12)]
+    text = b"\n".join(long + [b"short %d" % (number % 7) for number in range(300)] + long)
+    (tmp_path / "a.txt").write_bytes(text)
+    sides: dict[bytes, set[str]] = {}
+    parting = Parting(1 << 63)
+    from trainer.data.reading import parted
+
+    for segment in read(tmp_path / "a.txt", Document.line, parting, unit_bytes=66_000):
+        for split, document in parted(segment, Document.line, parting.threshold):
+            sides.setdefault(document[:10], set()).add(split)
+    assert len(sides) == 19
+    assert all(len(side) == 1 for side in sides.values())
+    assert {side for found in sides.values() for side in found} == {TRAIN, EVAL}
