@@ -53,7 +53,9 @@ class Local(Launcher):
         gpus = find_gpus()
         if not gpus.count:
             if kind == "cuda":
-                raise ConfigError(f"device=cuda: {wanted or 'a number of'} GPUs asked for, but {gpus.why()}; use device=cpu, or show the GPUs")
+                raise ConfigError(
+                    f"device=cuda: {wanted or 'a number of'} GPUs asked for, but {gpus.why()}; use device=cpu, or show the GPUs"
+                )
             return wanted or CPU_PROCESSES, "cpu"
         if wanted is not None and wanted > gpus.count:
             raise ConfigError(

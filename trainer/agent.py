@@ -33,7 +33,10 @@ _ACCOUNT_SECONDS = 1.0
 
 @dataclass
 class Agent:
-    """One node's part of a launch. restarts: how many without a new checkpoint in between. front_door: the process whose end stops the run."""
+    """One node's part of a launch.
+
+    restarts: how many without a new checkpoint in between. front_door: the process whose end saves and stops the run.
+    """
 
     run: RunDir
     node: Node

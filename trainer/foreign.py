@@ -74,7 +74,9 @@ def _open(words: list[str], place: RankEnv, stack: contextlib.ExitStack) -> Open
     if configs is None:
         return Opened()
     if len(configs) > 1:
-        raise ConfigError(f"--multirun: {len(configs)} jobs, but {place.launcher} started the ranks of one run; start `trainer train -m` by itself")
+        raise ConfigError(
+            f"--multirun: {len(configs)} jobs, but {place.launcher} started the ranks of one run; start `trainer train -m` by itself"
+        )
     (config,) = configs
     only = config.strategy.processes
     if only is not None and only != place.size:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from trainer.survival import KILLED, STOPPED
 from trainer.survival.attempts import newest_committed
 
 
-def start_front_door(run: Path, *options: str, **streams: int) -> subprocess.Popen[bytes]:
+def start_front_door(run: Path, *options: str, **streams: Any) -> subprocess.Popen[bytes]:
     """In a session of its own, so that its process group is what a terminal would send Ctrl-C to."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "tests.launch.front_door", str(run), "--processes=2", *options]
@@ -147,5 +148,3 @@ def test_the_lock_is_held_while_the_agent_lives(tmp_path: Path) -> None:
         handle.agent.kill()
         handle.agent.wait()
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-

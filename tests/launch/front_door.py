@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from tests.launch.standin import MODULE
 from trainer.launch.local import LocalHandle, start_agent
+
+from tests.launch.standin import MODULE
 
 if __name__ == "__main__":
     run, options = Path(sys.argv[1]), sys.argv[2:]

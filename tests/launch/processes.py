@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from trainer.launch.local import LocalHandle, start_agent
 
 from tests.launch.standin import MODULE, ROOT
-from trainer.launch.local import LocalHandle, start_agent
 
 
 def new_run(path: Path, steps: int = 12, save_every: int = 4, step_seconds: float = 0.01) -> Path:
@@ -24,10 +24,16 @@ def new_run(path: Path, steps: int = 12, save_every: int = 4, step_seconds: floa
 
 
 @contextmanager
-def launched(run: Path, *options: str, processes: int = 2, faults: list[dict[str, Any]] | None = None, lock: int | None = None) -> Iterator[LocalHandle]:
+def launched(
+    run: Path, *options: str, processes: int = 2, faults: list[dict[str, Any]] | None = None, lock: int | None = None
+) -> Iterator[LocalHandle]:
     """An agent over stand-in ranks; whatever of it is left at the end is killed."""
     words = [sys.executable, "-P", "-m", "trainer.agent", str(run), f"--processes={processes}", f"--module={MODULE}", *options]
-    changed = {"STANDIN_FAULTS": json.dumps(faults or []), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    changed = {
+        "STANDIN_FAULTS": json.dumps(faults or []),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:

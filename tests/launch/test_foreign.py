@@ -123,7 +123,12 @@ def test_ranks_of_a_foreign_launcher_train_and_stop_on_sigterm(tmp_path: Path, l
 
 def srun(run: Path, size: int, port: int, **more: str) -> list[subprocess.Popen[bytes]]:
     """Processes with the variables that srun sets."""
-    common = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(size), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": str(size)}
+    common = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_TASKS_PER_NODE": str(size),
+    }
     return [
         subprocess.Popen(
             [sys.executable, "-m", MODULE, str(run)],

@@ -11,12 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
-
-from tests.launch.processes import family, launched, new_run, ranks, steps, until
-from trainer.choices import ConfigError
 from trainer.launch import local
 from trainer.launch.devices import GPUs, find_gpus, selected
 from trainer.launch.local import Local
+
+from tests.launch.processes import family, launched, new_run, ranks, steps, until
+from trainer.choices import ConfigError
 
 
 def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
@@ -73,11 +73,17 @@ def test_each_attempt_has_a_number_of_its_own_over_all_launches(tmp_path: Path) 
     with launched(run) as handle:
         assert handle.wait() == 0
     text = (run / "logs" / "rank-00001.log").read_text()
-    assert [line.split(",")[0] for line in text.splitlines() if line.startswith("--- ")] == ["--- attempt 0", "--- attempt 1", "--- attempt 2"]
+    assert [line.split(",")[0] for line in text.splitlines() if line.startswith("--- ")] == [
+        "--- attempt 0",
+        "--- attempt 1",
+        "--- attempt 2",
+    ]
 
 
 def config(kind: str = "auto", processes: int | None = None) -> Any:
-    return SimpleNamespace(device=SimpleNamespace(kind=kind), strategy=SimpleNamespace(name="single" if processes else "ddp", processes=processes))
+    return SimpleNamespace(
+        device=SimpleNamespace(kind=kind), strategy=SimpleNamespace(name="single" if processes else "ddp", processes=processes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_b09_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatc
 def test_b09_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "find_gpus", lambda: GPUs(present=8, visible=0, variable=""))
     assert Local().resources(config()) == (2, "cpu")
-    with pytest.raises(ConfigError, match="device=cuda: 4 GPUs asked for, but 0 of 8 GPUs visible.*CUDA_VISIBLE_DEVICES=''"):
+    with pytest.raises(ConfigError, match=r"device=cuda: 4 GPUs asked for, but 0 of 8 GPUs visible.*CUDA_VISIBLE_DEVICES=''"):
         Local(processes=4).resources(config("cuda"))
     monkeypatch.setattr(local, "find_gpus", lambda: GPUs(present=1, visible=1, usable=False))
     with pytest.raises(ConfigError, match="built without CUDA"):
@@ -133,7 +139,7 @@ def test_b09_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_single_is_one_process() -> None:
     assert Local().resources(config("cpu", processes=1)) == (1, "cpu")
-    with pytest.raises(ConfigError, match="launcher.processes: 2, but strategy=single is 1 process"):
+    with pytest.raises(ConfigError, match=r"launcher\.processes: 2, but strategy=single is 1 process"):
         Local(processes=2).resources(config("cpu", processes=1))
-    with pytest.raises(ConfigError, match="launcher.processes: 0"):
+    with pytest.raises(ConfigError, match=r"launcher\.processes: 0"):
         Local(processes=0)

@@ -25,7 +25,9 @@ if __name__ == "__main__":
     assert place is not None
     store = distributed.connect(place)
     store.set_timeout(timedelta(seconds=20))
-    dist.init_process_group("gloo", store=dist.PrefixStore("group", store), rank=place.rank, world_size=place.size, timeout=timedelta(seconds=20))
+    dist.init_process_group(
+        "gloo", store=dist.PrefixStore("group", store), rank=place.rank, world_size=place.size, timeout=timedelta(seconds=20)
+    )
     common, own = random.Random(seed), random.Random(seed * 1000 + place.rank)
     early = 0
     for number in range(rounds):

@@ -85,8 +85,17 @@ def test_three_processes_coupled_by_collectives_agree_in_every_round() -> None:
         port = probe.getsockname()[1]
     processes = []
     for rank in range(3):
-        variables = {"RANK": rank, "WORLD_SIZE": 3, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in variables.items()} | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        variables = {
+            "RANK": rank,
+            "WORLD_SIZE": 3,
+            "LOCAL_RANK": rank,
+            "LOCAL_WORLD_SIZE": 3,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        environment = (
+            os.environ | {name: str(value) for name, value in variables.items()} | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        )
         command = [sys.executable, "-m", "tests.survival.soak", "120", "7"]
         processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
     try:
