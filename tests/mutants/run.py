@@ -1,0 +1,128 @@
+"""Bring back known bugs, one at a time, and show that the tests of their row go red.
+
+    make mutants
+    .venv/bin/python tests/mutants/run.py c01 c16        (these rows only)
+
+Each patch cNN-*.patch in this folder reintroduces the bug of a row. It is applied to a copy of the tree, and the tests whose name carries
+the row's id are run there. Exit code 0: without patches those tests pass, with each patch they fail, and every row has a patch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(__file__).resolve().parent
+ROWS = tuple(f"c{number:02d}" for number in range(1, 21) if number != 9)
+TIMEOUT_SECONDS = 600
+
+
+@dataclass
+class Verdict:
+    """What pytest said. code: its exit code, 0 passed, 1 failed, else it could not run. ran: number of tests. failed: the first that did."""
+
+    code: int
+    ran: int
+    failed: str
+    output: str
+
+
+def patches(rows: tuple[str, ...] | list[str]) -> list[Path]:
+    """The patches of these rows, in order."""
+    return [path for path in sorted(FOLDER.glob("*.patch")) if path.name.split("-")[0] in rows]
+
+
+def test_files(tree: Path, row: str) -> list[str]:
+    """The test files of a tree that hold a test of a row."""
+    pattern = re.compile(rf"^\s*def test_(\w+_)?{row}_", re.MULTILINE)
+    return sorted(str(path.relative_to(tree)) for path in (tree / "tests").rglob("test_*.py") if pattern.search(path.read_text()))
+
+
+def copy_tree(target: Path) -> None:
+    """The files that git knows or would add, and nothing else."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    # An installation in editable mode maps these two to the original tree; links make the copy whole.
+    for name in ("conf", "launch"):
+        (target / "trainer" / name).symlink_to(target / name)
+
+
+def run_tests(tree: Path, rows: list[str]) -> Verdict:
+    """Run the tests of rows in a tree, up to the first failure."""
+    files = sorted({file for row in rows for file in test_files(tree, row)})
+    if not files:
+        return Verdict(5, 0, "", "")
+    # Every process of a test imports from the copy, wherever it is started; no compiled file outlives a patch.
+    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.setdefault("TRAINER_DATA", str(ROOT.parent / "shared" / "data"))
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", " or ".join(f"{row}_" for row in rows), *files]
+    try:
+        done = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        return Verdict(124, 0, "", str(error))
+    closing = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|errors?)", closing)}
+    failed = re.search(r"^_+ (?:ERROR at \w+ of )?(test_\S+).* _+$", done.stdout, re.MULTILINE)
+    # An error at collection is no failing test: the patch broke an import, which shows nothing.
+    code = done.returncode if done.returncode != 1 or counts.get("failed") else 2
+    return Verdict(code, sum(counts.values()), failed[1] if failed else "", done.stdout + done.stderr)
+
+
+def apply(tree: Path, patch: Path, reverse: bool = False) -> str:
+    """Apply a patch to a tree; what git said where it does not apply, else nothing."""
+    words = ["git", "apply", "--recount", *(["--reverse"] if reverse else []), str(patch)]
+    done = subprocess.run(words, cwd=tree, capture_output=True, text=True)
+    return done.stderr.strip() if done.returncode else ""
+
+
+def main() -> int:
+    rows = [word.lower() for word in sys.argv[1:]] or list(ROWS)
+    good = True
+    with tempfile.TemporaryDirectory(prefix="shardloom-mutants-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        begun = time.perf_counter()
+        plain = run_tests(tree, rows)
+        print(
+            f"without a patch: {plain.ran} tests, {'all pass' if plain.code == 0 else 'NOT GREEN'} ({time.perf_counter() - begun:.0f} s)\n"
+        )
+        if plain.code:
+            print(plain.output[-3000:])
+            return 1
+        print(f"{'id':<5}{'patch':<44}{'seconds':>8}  {'':<12}first test that fails")
+        for row in rows:
+            found = patches([row])
+            if not found:
+                print(f"{row:<5}{'none':<44}{'':>8}  NO PATCH")
+                good = False
+            for patch in found:
+                begun = time.perf_counter()
+                complaint = apply(tree, patch)
+                verdict = Verdict(-1, 0, "", complaint) if complaint else run_tests(tree, [row])
+                if not complaint:
+                    complaint = apply(tree, patch, reverse=True)
+                word = {-1: "NOT APPLIED", 0: "STAYS GREEN", 1: "red", 5: "NO TEST", 124: "TIMED OUT"}.get(verdict.code, "BROKEN")
+                good = good and verdict.code == 1 and not complaint
+                print(
+                    f"{row:<5}{patch.stem.partition('-')[2]:<44}{time.perf_counter() - begun:>8.0f}  {word:<12}{verdict.failed}", flush=True
+                )
+                if verdict.code not in (0, 1, 5):
+                    print(verdict.output[-2000:])
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
