@@ -64,7 +64,7 @@ def page(run_dir: Path) -> dict[str, Any]:
 
 def _subtitle(config: dict[str, Any], summary: dict[str, Any], starts: list[dict[str, Any]]) -> str:
     model, last = config.get("model") or {}, (starts or [{}])[-1]
-    sizes = [f"{model[key]} {key}" for key in ("layers", "hidden") if key in model]
+    sizes = [f"{key} {model[key]}" for key in ("layers", "hidden") if key in model]
     world = summary.get("world_size") or last.get("world_size")
     strategy = summary.get("strategy") or last.get("strategy")
     parts = [
@@ -229,6 +229,8 @@ def _event(event: dict[str, Any], first: float | None) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, (list, dict)) and len(json.dumps(value, default=str)) > 120:
+        return "(in events.jsonl)"
     text = f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 240 else text[:240] + "…"
 
