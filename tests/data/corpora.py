@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def decoded(corpus: Corpus, split: str) -> list[str]:
     stream, documents = corpus.tokens(split), corpus.documents(split)
     skip = 0 if corpus.meta["sentences"] else 1
     texts = []
-    for start, stop in zip(documents[:-1], documents[1:], strict=True):
+    for start, stop in itertools.pairwise(documents):
         ids = stream.read(int(start) + skip, int(stop - start) - skip).tolist()
         texts.append(tokenizer.decode(ids, skip_special_tokens=False))
     return texts

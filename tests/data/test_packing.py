@@ -92,7 +92,7 @@ def test_pairs_do_not_depend_on_blocks_and_half_of_them_follow(tmp_path, monkeyp
     whole = packed(tmp_path / "whole", pack_pairs, documents, sentences, 128, 0.15, 7)
     monkeypatch.setattr(packing, "_SENTENCES", 1000)
     parts = packed(tmp_path / "parts", pack_pairs, documents, sentences, 128, 0.15, 7)
-    other = packed(tmp_path / "other", pack_pairs, documents, sentences, 128, 0.15, 8)
+    packed(tmp_path / "other", pack_pairs, documents, sentences, 128, 0.15, 8)
     read = lambda folder: (tmp_path / folder / "pieces.bin").read_bytes()  # noqa: E731
     assert read("whole") == read("parts") != read("other")
     pieces = np.concatenate([whole.pieces(row) for row in range(len(whole))])

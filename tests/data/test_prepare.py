@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import signal
@@ -90,15 +91,15 @@ def test_prepare_goes_on_after_a_kill(tmp_path, monkeypatch):
             before = journals[-1]["units"] if journals else 0
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline and process.poll() is None:
-                [journal, *_] = [*(tmp_path / cache).glob("corpus/*.partial/journal.json"), None]
-                state = json.loads(journal.read_text()) if journal else {"units": 0}
-                if state["units"] > before + 3:
+                journal = next((tmp_path / cache).glob("corpus/*.partial/journal.json"), None)
+                if journal and json.loads(journal.read_text())["units"] > before + 3:
                     break
                 time.sleep(0.002)
             assert process.poll() is None, "it finished before it could be killed"
             children = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
             process.send_signal(signal.SIGKILL)
             process.wait()
+            assert journal is not None
             journals.append(json.loads(journal.read_text()))
             deadline = time.monotonic() + 10
             while any(Path(f"/proc/{child}").exists() and not _is_zombie(child) for child in children):
@@ -125,7 +126,7 @@ import json, resource, sys
 from tests.data.corpora import prepared, text_source
 from trainer.data import pipeline
 pipeline.UNIT_BYTES = 1 << 18
-source = text_source(sys.argv[1], document=sys.argv[2])
+source = text_source(sys.argv[1])
 source.processes = 2
 from trainer.data.tokenizers import Train
 prepared(source, tokenizer=Train(vocab_size=600, sample_bytes=1 << 18))
@@ -134,22 +135,19 @@ print(json.dumps(kilobytes))
 """
 
 
-@pytest.mark.parametrize("document", ["file", "line"])
-def test_memory_is_flat_in_the_size_of_the_corpus(tmp_path, document):
-    """Peak of prepare itself and of its largest process at 2 and at 10 MB, also where all of it is one document."""
+def test_memory_is_flat_in_the_size_of_the_corpus(tmp_path):
+    """Peak of prepare itself and of its largest process at 2 and at 10 MB, all of it one document."""
     peaks = []
     block = write_text(tmp_path / "block.txt", 1_000_000).read_bytes()
     held_out = write_text(tmp_path / "held_out.txt", 100_000, seed=1)
-    program = MEASURE.replace("text_source(sys.argv[1], document=sys.argv[2])",
-                              f"Text(train=sys.argv[1], eval={str(held_out)!r}, document=Document(sys.argv[2]))")  # fmt: skip
+    program = MEASURE.replace("text_source(sys.argv[1])",
+                              f"Text(train=sys.argv[1], eval={str(held_out)!r})")  # fmt: skip
     program = "from trainer.data.sources import Document, Text\n" + program
     for copies in (2, 10):
         path = tmp_path / f"{copies}.txt"
         path.write_bytes(block * copies)
         environment = os.environ | {"TRAINER_CACHE": str(tmp_path / f"cache{copies}"), "PYTHONPATH": str(ROOT)}
-        output = subprocess.run(
-            [sys.executable, "-c", program, str(path), document], env=environment, cwd=ROOT, check=True, capture_output=True
-        )
+        output = subprocess.run([sys.executable, "-c", program, str(path)], env=environment, cwd=ROOT, check=True, capture_output=True)
         peaks.append(json.loads(output.stdout.splitlines()[-1]))
     growth = [(large - small) / 1024 for small, large in zip(*peaks, strict=True)]
     # The text alone grew by 8 MB, its tokens as Python numbers by a hundred.
@@ -272,9 +270,9 @@ def test_neighbour_accuracy_is_what_counting_gives(tmp_path, cache):
 
     def pairs(split):
         stream, documents = corpus.tokens(split), corpus.documents(split).tolist()
-        for start, stop in zip(documents[:-1], documents[1:], strict=True):
+        for start, stop in itertools.pairwise(documents):
             tokens = stream.read(start, stop - start).tolist()
-            yield from zip(tokens[:-1], tokens[1:], strict=True)
+            yield from itertools.pairwise(tokens)
 
     for left, right in pairs("train"):
         for table, key, value in ((after, left, right), (before, right, left)):
