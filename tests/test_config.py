@@ -126,10 +126,11 @@ def test_s05_a_frozen_file_with_python_tags_is_refused(tmp_path):
 
 
 def test_s06_secrets_are_redacted():
-    tree = {"tracking": {"api_key": "abc", "hub_token": "abc", "project": "p"}, "password": "abc", "keys": ["a"], "keep": 2, "tokens": 5}
+    tree = {"tracking": {"api_key": "abc", "hub_token": "abc", "project": "p"}, "password": 1234, "accessToken": "abc", "keys": ["a"], "keep": 2, "tokens": 5}
     assert redacted(tree) == {
         "tracking": {"api_key": "<redacted>", "hub_token": "<redacted>", "project": "p"},
         "password": "<redacted>",
+        "accessToken": "<redacted>",
         "keys": ["<redacted>"],
         "keep": 2,
         "tokens": 5,

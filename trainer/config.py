@@ -172,7 +172,8 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-SECRET = re.compile(r"(^|[._-])(api_?key|key|token|secret|password)s?$", re.IGNORECASE)
+# The last word of a name, in snake_case, kebab-case or camelCase.
+SECRET = re.compile(r"(?:(?:^|[._-])(?i:api_?key|key|token|secret|password)|(?<=[a-z])(?:Key|Token|Secret|Password))s?$")
 
 
 def redacted(tree: Any, name: str = "") -> Any:
@@ -181,7 +182,9 @@ def redacted(tree: Any, name: str = "") -> Any:
         return {key: redacted(value, str(key)) for key, value in tree.items()}
     if isinstance(tree, list):
         return [redacted(value, name) for value in tree]
-    return "<redacted>" if isinstance(tree, str) and tree and SECRET.search(name) else tree
+    # tokens: 5000 is how many, not which.
+    counts = name.endswith("tokens") and not isinstance(tree, str)
+    return "<redacted>" if tree and not isinstance(tree, bool) and SECRET.search(name) and not counts else tree
 
 
 def dump(config: Config) -> str:

@@ -16,6 +16,7 @@ import yaml
 
 from trainer.choices import ConfigError
 from trainer.config import BUDGETS, Config, dump, flatten, identity_of, load, redacted, to_dict
+from trainer.tracking import jsonl
 
 # What `resume.overwrite=true` removes; anything else in the directory is the user's.
 _OWN = ("config.yaml", "placement.json", "metrics.jsonl", "events.jsonl", "summary.json", "report.html", "checkpoints", "logs", "model",
@@ -72,9 +73,7 @@ class RunDir:
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The events so far, of one kind or all."""
-        path = self.path / "events.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if kind is None or line["kind"] == kind]
+        return [line for line in jsonl.read(self.path / "events.jsonl") if kind is None or line.get("kind") == kind]
 
     @contextmanager
     def locked(self) -> Iterator[IO[str]]:

@@ -37,7 +37,7 @@ from trainer.run import RunDir
 from trainer.settings import NanPolicy
 from trainer.strategies.proof import prove
 from trainer.streams import seed_all
-from trainer.tracking import Trackers, summary
+from trainer.tracking import Trackers, jsonl, summary
 
 if TYPE_CHECKING:
     from trainer.survival.stop import Stop
@@ -88,6 +88,7 @@ class Training:
         self.tokens = 0
         self.last: dict[str, Any] = {}
         self.evaluated: dict[str, Any] = {}
+        self.evaluated_at = -1
         self._build()
         self._resume()
 
@@ -147,10 +148,7 @@ class Training:
             self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
         elif config.init.run:
             self.placement.load_parameters(weights_of(config.init.run, world).read)
-        history = self.run / "metrics.jsonl"
-        lines = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
-        starts = self.run.events("start")
-        self.started = starts[0]["time"] if starts else time.time()
+        events = self.run.events()
         self.meter = Meter(
             self.task.terms,
             config.log_every,
@@ -159,8 +157,8 @@ class Training:
             peak=device_peak(world.device, config.device.peak_tflops),  # type: ignore[attr-defined]
             tokens=self.tokens,
             samples=self.position,
-            started=self.started,
-            useful_seconds=useful_seconds(lines, self.step),
+            started=events[0]["time"] if events else time.time(),
+            useful_seconds=useful_seconds(jsonl.read(self.run / "metrics.jsonl"), self.step),
         )
         self.trackers = Trackers(config, self.run.path, world, steps=self.steps, step=self.step)
         self._event("start", world_size=world.size, strategy=config.strategy.name, resumed_at=self.step, digest=digest(config))
@@ -236,10 +234,11 @@ class Training:
     def _evaluate(self) -> None:
         with self.meter.paused():
             self.evaluated = evaluate(self.placement, self.task, self.corpus, self.held_out, self.world.device)
+            self.evaluated_at = self.step
         self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in self.evaluated.items()})
 
     def _save(self) -> None:
-        """Write a checkpoint, unless this very step has one."""
+        """Write a checkpoint of what the loop has consumed so far."""
         with self.meter.paused():
             begun = time.perf_counter()
             state = {"step": self.step, "position": self.position, "tokens": self.tokens, "digest": digest(self.config)}
@@ -257,7 +256,8 @@ class Training:
 
     def finish(self) -> None:
         """After the budget: the last evaluation, checkpoint, `model/` and summary."""
-        self._evaluate()
+        if self.evaluated_at != self.step:
+            self._evaluate()
         self._save()
         export(self.placement, self.corpus, self.run / "model", self.world)
         if not self.world.leads:

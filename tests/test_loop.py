@@ -1,0 +1,282 @@
+"""What the loop promises, on real runs of tiny models."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.distributed import run_distributed
+from tests.loops import BERT, GPT, StopAfter, ledger, lines, losses, ready, single, train, training, write_texts
+from trainer.data.corpus import open_corpus
+from trainer.evaluation import evaluate
+from trainer.run import RunDir, load_frozen
+from trainer.streams import seed_all
+from trainer.tasks import Pick
+from trainer.trainer import Outcome
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.mark.parametrize("family", [GPT, BERT], ids=["gpt", "bert"])
+def test_c01_accumulation_is_the_whole_batch(tmp_path, texts, family):
+    """Rows have different numbers of targets, so a mean of means would differ."""
+    curves = {}
+    for micro in (8, 3, 1):
+        path = ready(tmp_path, texts, *family, f"micro_batch={micro}", name=f"micro-{micro}")
+        train(single(), path)
+        curves[micro] = [(line["loss"], line["grad_norm"]) for line in lines(path)]
+    assert np.allclose(curves[8], curves[1], rtol=1e-5) and np.allclose(curves[8], curves[3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", [GPT, BERT], ids=["gpt", "bert"])
+def test_c02_ranks_share_one_denominator(tmp_path, texts, family):
+    """A batch of 7 on 2 and 3 ranks: counts differ between ranks, the curve does not."""
+    one = ready(tmp_path, texts, *family, "global_batch=7", name="one")
+    weights = train(single(), one)
+    for world in (2, 3):
+        many = ready(tmp_path, texts, *family, "global_batch=7", name=f"many-{world}", world=world)
+        results = run_distributed(train, world, str(many))
+        assert np.allclose(losses(many), losses(one), rtol=1e-5)
+        one_vector, many_vector = (torch.cat([state[name].flatten() for name in weights]) for state in (weights, results[0]))
+        assert (many_vector - one_vector).norm() <= 1e-4 * one_vector.norm()
+        assert all(torch.equal(results[0][name], results[1][name]) for name in weights)
+
+
+def test_c02_one_target_on_one_rank_and_many_on_the_other(tmp_path, texts):
+    """The extreme: the deal of a step of one row leaves a rank with a row that carries no target at all."""
+    one, two = (ready(tmp_path, texts, *BERT, "global_batch=1", name=f"w{world}", world=world) for world in (1, 2))
+    train(single(), one)
+    run_distributed(train, 2, str(two))
+    assert np.allclose(losses(one), losses(two), rtol=1e-5)
+
+
+def poison(here, at: int) -> None:
+    """Make the loss of one step infinite, on this rank."""
+    inner = here.placement.accumulate
+    here.placement.accumulate = lambda loss, last: inner(loss * (float("inf") if here.step + 1 == at else 1.0), last)
+
+
+def test_c03_the_schedule_is_a_function_of_the_batch_index(tmp_path, texts):
+    """The same rates at any accumulation and world size, and with a dropped step, which uses its slot."""
+    paths = {name: ready(tmp_path, texts, *extra, "survival.nan=skip", name=name, world=world) for name, extra, world in (
+        ("plain", (), 1), ("accumulated", ("micro_batch=1",), 1), ("dropped", (), 1), ("ranks", (), 2))}  # fmt: skip
+    for name in ("plain", "accumulated"):
+        train(single(), paths[name])
+    run_distributed(train, 2, str(paths["ranks"]))
+    here = training(single(), paths["dropped"])
+    poison(here, at=3)
+    assert here.loop() is Outcome.finished
+    rates = {name: [line["learning_rate"] for line in lines(path, "learning_rate")] for name, path in paths.items()}
+    assert len(rates["plain"]) == 6 and len(set(rates["plain"])) > 3
+    assert all(rate == rates["plain"] for rate in rates.values())
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [("halt", Outcome.halted), ("skip", Outcome.finished)])
+def test_c18_a_poisoned_batch_is_an_event_with_its_samples(tmp_path, texts, policy, outcome):
+    path = ready(tmp_path, texts, f"survival.nan={policy}")
+    here = training(single(), path)
+    before = {}
+
+    def watch(step):
+        if step in (3, 4):
+            before[step] = [tensor.clone() for tensor in here.placement.task_module.state_dict().values()]
+
+    here.stop = StopAfter(before=watch)
+    poison(here, at=3)
+    assert here.loop() is outcome
+    (event,) = RunDir(path).events("nan")
+    mine = [json.loads(line) for line in (path / "ledger" / "rank-00000.jsonl").read_text().splitlines()]
+    assert event["at"] == 3 and event["policy"] == policy and sorted(event["rows"]) == sorted(mine[2]["rows"])
+    if policy == "skip":
+        assert all(torch.equal(old, new) for old, new in zip(before[3], before[4], strict=True))
+        assert here.step == 6 and len(mine) == 6
+
+
+def evaluations(world, path: str, sizes: list[int]) -> list[dict]:
+    here = training(world, path)
+    found = []
+    for size in sizes:
+        here.held_out.total = size
+        found.append(evaluate(here.placement, here.task, here.corpus, here.held_out, world.device))
+    return found
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_c04_every_evaluation_sample_counts_once(tmp_path, texts, world):
+    """Sizes 1 … 2·W+1, by micro-batches of one row: some ranks have a row more, some none."""
+    sizes = list(range(1, 2 * world + 2))
+    words = (*BERT, "data.held_out=0.4", "micro_batch=1")
+    one = evaluations(single(), str(ready(tmp_path, texts, *words, name="one")), sizes)
+    many = run_distributed(evaluations, world, str(ready(tmp_path, texts, *words, name="many", world=world)), sizes)
+    assert len(open_rows(tmp_path / "one", "eval")) >= sizes[-1]
+    for rank in many:
+        for alone, together in zip(one, rank, strict=True):
+            assert alone.keys() == together.keys()
+            assert all(together[key] == pytest.approx(alone[key], rel=1e-5) for key in alone)
+
+
+def test_c05_uneven_evaluation_ends(tmp_path, texts):
+    """5 samples on 4 ranks, one at a time."""
+    path = ready(tmp_path, texts, *BERT, "data.held_out=0.4", "micro_batch=1", world=4)
+    assert len(run_distributed(evaluations, 4, str(path), [5], timeout_seconds=60)) == 4
+
+
+def open_rows(path: Path, split: str):
+    placement = RunDir(path).placement
+    return open_corpus(placement["corpus"], placement["rows"]).split(split).rows
+
+
+@pytest.mark.parametrize("workers", [0, 2, 4])
+def test_c08_c06_what_was_read_ahead_is_not_lost(tmp_path, texts, workers):
+    """Interrupted in the second pass: the rows of all steps together are those of the uninterrupted run, in the same order."""
+    whole = ready(tmp_path, texts, "epochs=3", f"data.workers={workers}", name="whole")
+    train(single(), whole)
+    steps = len(losses(whole))
+    cut = ready(tmp_path, texts, "epochs=3", f"data.workers={workers}", name="cut")
+    train(single(), cut, last=steps // 2)
+    train(single(), cut)
+    assert ledger(cut) == ledger(whole) and losses(cut) == losses(whole)
+    assert set(Counter(ledger(whole)).values()) == {3}
+    size = len(open_rows(whole, "train"))
+    assert ledger(whole)[:size] != ledger(whole)[size : 2 * size]
+
+
+@pytest.mark.parametrize("family", [GPT, BERT], ids=["gpt", "bert"])
+def test_c09_c15_changed_worlds_lose_and_repeat_nothing(tmp_path, texts, family):
+    """2 → 1 → 3 ranks: the ledger is exact, and as masks go with the sample the curve has no seam."""
+    whole = ready(tmp_path, texts, *family, "epochs=2", name="whole")
+    train(single(), whole)
+    steps = len(losses(whole))
+    cut = tmp_path / "cut"
+    for world, last in ((2, steps // 3), (1, 2 * steps // 3), (3, None)):
+        ready(tmp_path, texts, *family, "epochs=2", "strategy=ddp", name="cut", world=world)
+        if world == 1:
+            ready(tmp_path, texts, *family, "epochs=2", name="cut")
+            train(single(), cut, last)
+        else:
+            run_distributed(train, world, str(cut), last)
+    assert Counter(ledger(cut)) == Counter(ledger(whole)) and set(Counter(ledger(cut)).values()) == {2}
+    assert np.allclose(losses(cut), losses(whole), rtol=1e-5)
+
+
+def test_c10_every_draw_comes_from_a_named_stream(tmp_path, texts):
+    """Draws of others between the steps change nothing, though there is dropout; so no generator's state need be stored."""
+
+    def disturb(step):
+        torch.rand(step), np.random.rand(step), random.random()
+
+    curves = []
+    for name, before in (("quiet", lambda step: None), ("disturbed", disturb)):
+        path = ready(tmp_path, texts, "model.dropout=0.3", name=name)
+        training(single(), path, StopAfter(before=before)).loop()
+        curves.append(losses(path))
+    assert curves[0] == curves[1]
+    still = ready(tmp_path, texts, name="without")
+    train(single(), still)
+    assert losses(still) != curves[0]
+
+
+def test_c11_streams_differ_by_rank_step_and_purpose_and_repeat():
+    def draw(*place):
+        seed_all(3, *place)
+        return torch.rand(4).tolist()
+
+    places = [("step", 1, 0, 0), ("step", 1, 0, 1), ("step", 1, 1, 0), ("step", 2, 0, 0), ("init", 1, 0, 0)]
+    draws = [draw(*place) for place in places]
+    assert len({tuple(one) for one in draws}) == len(places)
+    assert [draw(*place) for place in places] == draws
+
+
+def dropped_out(world, path: str) -> list[float]:
+    """The same rows on every rank, the loss under dropout as the loop seeds it."""
+    here = training(world, path)
+    batch = here.task.collate(here.loader.split, [Pick(0, 0)])
+    found = []
+    for _ in range(2):
+        seed_all(here.config.seed, "step", 0, 0, here.placement.data_rank)
+        found.append(float(here.placement.module(batch)["clm"]))
+    return found
+
+
+def test_c11_ranks_drop_out_differently(tmp_path, texts):
+    path = ready(tmp_path, texts, "model.dropout=0.5", world=2)
+    (first, again), (other, _) = run_distributed(dropped_out, 2, str(path))
+    assert first == again and first != other
+
+
+def test_c13_the_short_last_batch_is_trained_and_counted(tmp_path, texts):
+    path = ready(tmp_path, texts, "epochs=1", "global_batch=7")
+    here = training(single(), path)
+    assert here.loop() is Outcome.finished
+    rows = len(open_rows(path, "train"))
+    assert rows % 7 and here.position == rows
+    assert sorted(ledger(path)) == list(range(rows))
+    here.finish()
+    assert RunDir(path).summary["samples"] == rows
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_c15_masks_are_a_function_of_the_sample_and_the_pass(tmp_path, texts, whole_word):
+    path = ready(tmp_path, texts, *BERT, f"task.whole_word={whole_word}")
+    config, placement = load_frozen(path / "config.yaml"), RunDir(path).placement
+    split = open_corpus(placement["corpus"], placement["rows"], config).split("train")
+    task, special = config.task, split.special
+    masked = replaced = kept = 0
+    for row in range(len(split.rows)):
+        batch, again, later = (task.collate(split, [Pick(row, epoch)]) for epoch in (0, 0, 1))
+        alone = task.collate(split, [Pick(0, 0), Pick(row, 0)])
+        assert all(torch.equal(batch.inputs[name], again.inputs[name]) for name in batch.inputs)
+        assert torch.equal(alone.inputs["mlm_targets"][-len(batch.inputs["mlm_targets"]) :], batch.inputs["mlm_targets"])
+        assert batch.targets == {term: int(split.rows.targets[term][row]) for term in ("mlm", "nsp")}
+        if batch.targets["mlm"] > 3:
+            assert not torch.equal(batch.inputs["mlm_index"], later.inputs["mlm_index"])
+        shown = batch.inputs["input_ids"][0][batch.inputs["mlm_index"]]
+        masked += int((shown == special.mask).sum())
+        kept += int((shown == batch.inputs["mlm_targets"]).sum())
+        replaced += len(shown)
+        untouched = torch.ones(batch.tokens, dtype=torch.bool)
+        untouched[batch.inputs["mlm_index"]] = False
+        assert not (batch.inputs["input_ids"][0][untouched] == special.mask).any()
+        if whole_word:
+            original = batch.inputs["input_ids"][0].clone()
+            original[batch.inputs["mlm_index"]] = batch.inputs["mlm_targets"]
+            assert words_cut(original.numpy(), batch.inputs["mlm_index"].numpy(), special) <= 1
+    assert 0.7 < masked / replaced < 0.9 and 0.04 < kept / replaced < 0.2
+
+
+def words_cut(tokens, chosen, special) -> int:
+    """Words of which some pieces are masked and some are not."""
+    words = np.cumsum(special.starts_word[tokens] | np.isin(tokens, [special.cls, special.sep]))
+    members, hit = Counter(words.tolist()), Counter(words[chosen].tolist())
+    return sum(hit[word] != members[word] for word in hit)
+
+
+def test_c19_an_evaluation_leaves_the_mode_as_it_was(tmp_path, texts):
+    """With dropout: a mode left in evaluation would change the curve."""
+    curves = []
+    for name, words in (("without", ()), ("with", ("eval_every=2",))):
+        path = ready(tmp_path, texts, "model.dropout=0.3", *words, name=name)
+        train(single(), path)
+        curves.append(losses(path))
+        if words:
+            assert len(lines(path, "eval_loss")) == 3
+    assert curves[0] == curves[1]
+
+
+def test_another_runs_weights_are_a_start(tmp_path, texts):
+    """init.run takes parameters alone: step, position and moments begin anew."""
+    source = ready(tmp_path, texts, name="source")
+    weights = train(single(), source, last=4)
+    path = ready(tmp_path, texts, f"init.run={source}@4", name="next")
+    here = training(single(), path)
+    assert here.step == 0 and here.placement.scalars()["optimizer_step"] == 0
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in here.placement.task_module.state_dict().items())
