@@ -46,7 +46,12 @@ class Sharded(TorchPlacement):
         (loss * self.data_size).backward()
 
     def norm(self) -> Tensor:
-        return super().norm().full_tensor()  # type: ignore[attr-defined]
+        # Of local rows, then one all-reduce; torch's own over DTensors reduces the norm of each parameter by itself.
+        squares = nn.utils.get_total_norm(
+            [self.local(parameter.grad) for _, parameter in self.named if parameter.grad is not None]
+        ).square()
+        dist.all_reduce(squares)
+        return squares.sqrt()
 
     def _read(self, read: Read, moments: bool) -> None:
         # An evaluation leaves the root gathered until the next backward; what is gathered would go on with the old values.
