@@ -15,6 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
+from trainer import compose
+from trainer.config import dump
+
 ROOT = Path(__file__).resolve().parents[1]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMENTED_NAME = re.compile(r"# ([\w./]+\.(?:py|toml|yaml))\n")
@@ -152,6 +155,16 @@ for name, other in (("input_ids", "clm_targets"), ("clm_targets", "input_ids")):
     mine, theirs = (batch.inputs[key].flatten().split(batch.lengths) for batch, key in ((backward, name), (forward, other)))
     assert all(torch.equal(one.flip(0), two) for one, two in zip(mine, theirs, strict=True))
 """
+
+
+def test_a_launcher_from_outside_hides_none_of_ours(tmp_path: Path) -> None:
+    """A rank, which loads no launcher itself, reads a file frozen with ours although a plugin has brought one of its own."""
+    (tmp_path / "config.yaml").write_text(dump(compose("steps=1", "launcher.processes=1")))
+    (tmp_path / "brings.py").write_text("from trainer.launch import Launcher\n")
+    code = "from trainer.config import load; print(load('config.yaml').launcher.processes)"
+    variables = environment(tmp_path) | {"TRAINER_PLUGINS": "brings"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_strategy_that_does_not_add_up_is_refused(site: Path, folder: Path, tmp_path: Path) -> None:

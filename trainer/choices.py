@@ -106,6 +106,9 @@ def load_choices(launchers: bool = False) -> None:
             entry.load()
         for name in filter(None, os.environ.get("TRAINER_PLUGINS", "").split(",")):
             importlib.import_module(name)
+        # One that brings a launcher has registered the group, also in a rank, where a frozen file may name another launcher.
+        if "launcher" in _bases:
+            load_choices(launchers=True)
 
 
 def groups() -> dict[str, dict[str, type[Choice]]]:

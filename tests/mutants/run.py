@@ -27,7 +27,7 @@ TIMEOUT_SECONDS = 600
 
 @dataclass
 class Verdict:
-    """What pytest said. code: its exit code, 0 passed, 1 failed, else it could not run. ran: number of tests. failed: the first that did."""
+    """What pytest said. code: of its exit, 0 passed, 1 failed, else no run. ran: number of tests. failed: the first that did."""
 
     code: int
     ran: int
@@ -40,7 +40,7 @@ def patches(rows: tuple[str, ...] | list[str]) -> list[Path]:
     return [path for path in sorted(FOLDER.glob("*.patch")) if path.name.split("-")[0] in rows]
 
 
-def test_files(tree: Path, row: str) -> list[str]:
+def files_of(tree: Path, row: str) -> list[str]:
     """The test files of a tree that hold a test of a row."""
     pattern = re.compile(rf"^\s*def test_(\w+_)?{row}_", re.MULTILINE)
     return sorted(str(path.relative_to(tree)) for path in (tree / "tests").rglob("test_*.py") if pattern.search(path.read_text()))
@@ -62,7 +62,7 @@ def copy_tree(target: Path) -> None:
 
 def run_tests(tree: Path, rows: list[str]) -> Verdict:
     """Run the tests of rows in a tree, up to the first failure."""
-    files = sorted({file for row in rows for file in test_files(tree, row)})
+    files = sorted({file for row in rows for file in files_of(tree, row)})
     if not files:
         return Verdict(5, 0, "", "")
     # Every process of a test imports from the copy, wherever it is started; no compiled file outlives a patch.
