@@ -96,9 +96,9 @@ def main() -> int:
         [
             f"# Resume matrix, {datetime.date.today()}, {hardware}",
             f"{good} of {len(cells)} ordered pairs within {LOSS_TOLERANCE:.0e} (losses, relative) and {WEIGHT_TOLERANCE:.0e} (weights, "
-            f"relative L2) of the uninterrupted run. A cell: largest difference of a loss · distance of the final weights. fp32, "
-            f"dropout 0, AdamW, saved at step {resuming.SAVED_AT} of {resuming.STEPS}; gloo over loopback; {time.monotonic() - start:.0f} s. "
-            "Made by `python benchmarks/matrix.py`.",
+            "relative L2) of the uninterrupted run. A cell: largest difference of a loss · distance of the final weights.",
+            f"fp32, dropout 0, AdamW, saved at step {resuming.SAVED_AT} of {resuming.STEPS}; gloo over loopback; "
+            f"{time.monotonic() - start:.0f} s. Made by `python benchmarks/matrix.py`.",
             *(markdown(kind, table) for kind, table in tables.items()),
         ]
     )
