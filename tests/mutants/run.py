@@ -40,10 +40,11 @@ def patches(rows: tuple[str, ...] | list[str]) -> list[Path]:
     return [path for path in sorted(FOLDER.glob("*.patch")) if path.name.split("-")[0] in rows]
 
 
-def files_of(tree: Path, row: str) -> list[str]:
-    """The test files of a tree that hold a test of a row."""
-    pattern = re.compile(rf"^\s*def test_(\w+_)?{row}_", re.MULTILINE)
-    return sorted(str(path.relative_to(tree)) for path in (tree / "tests").rglob("test_*.py") if pattern.search(path.read_text()))
+def tests_of(tree: Path, row: str) -> list[str]:
+    """The tests of a row in a tree, as pytest names them: those whose name carries the row's id."""
+    pattern = re.compile(rf"^def (test_(?:\w+_)?{row}_\w+)", re.MULTILINE)
+    files = sorted((tree / "tests").rglob("test_*.py"))
+    return [f"{path.relative_to(tree)}::{name}" for path in files for name in pattern.findall(path.read_text())]
 
 
 def copy_tree(target: Path) -> None:
@@ -62,13 +63,13 @@ def copy_tree(target: Path) -> None:
 
 def run_tests(tree: Path, rows: list[str]) -> Verdict:
     """Run the tests of rows in a tree, up to the first failure."""
-    files = sorted({file for row in rows for file in files_of(tree, row)})
-    if not files:
+    tests = sorted({test for row in rows for test in tests_of(tree, row)})
+    if not tests:
         return Verdict(5, 0, "", "")
     # Every process of a test imports from the copy, wherever it is started; no compiled file outlives a patch.
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.setdefault("TRAINER_DATA", str(ROOT.parent / "shared" / "data"))
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", " or ".join(f"{row}_" for row in rows), *files]
+    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
     try:
         done = subprocess.run(words, cwd=tree, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
