@@ -7,6 +7,7 @@ is free, and the order knows nothing of ranks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from trainer.streams import hash_array, mix
 
 _ROUNDS = 4
+_BLOCK = (64, 2048)  # smallest and largest number of positions that are drawn at once
 
 
 def permute(seed: int, epoch: int, positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -53,8 +55,20 @@ class Order:
         epochs, places = positions // self.size, positions % self.size
         if not self.shuffle:
             return places, epochs
-        rows = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            inside = epochs == epoch
-            rows[inside] = permute(self.seed, int(epoch), places[inside], self.size)
-        return rows, epochs
+        # A small table has small blocks, so that a block does not hold many passes.
+        length = max(_BLOCK[0], min(_BLOCK[1], self.size))
+        first = start // length
+        blocks = [_block(self.seed, self.size, number, length) for number in range(first, -(-stop // length))]
+        return np.concatenate([np.empty(0, np.int64), *blocks])[start - first * length : stop - first * length], epochs
+
+
+@lru_cache(maxsize=8)
+def _block(seed: int, size: int, number: int, length: int) -> NDArray[np.int64]:
+    """Rows at the positions of a block: drawn together, because the few of a step would cost nearly as much as all of them."""
+    positions = np.arange(number * length, (number + 1) * length, dtype=np.int64)
+    epochs, places = positions // size, positions % size
+    rows = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        inside = epochs == epoch
+        rows[inside] = permute(seed, int(epoch), places[inside], size)
+    return rows

@@ -7,8 +7,11 @@ ModernBERT. It is a keyword, not a context variable, because activation checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import os
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -58,6 +61,10 @@ def packed_attention(
         out = _attend(*(_fold(t, len(starts), length) for t in (query, key, value)), causal, rate, scaling)
         return _unfold(out), None
 
+    kernel = varlen_kernel() if query.is_cuda and query.dtype in _VARLEN_DTYPES and rate == 0.0 and query.shape[-1] % 8 == 0 else None
+    if kernel is not None:
+        return kernel(query, key, value, tuple(doc_lens), causal, scaling), None
+
     # One kernel call for each length. Pieces are put back by one concatenation in document order, which costs one copy; an index_put
     # per group would cost one copy of everything each.
     pieces: dict[int, Tensor] = {}
@@ -90,6 +97,41 @@ def _unfold(tensor: Tensor) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, dropout: float, scaling: float | None) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=causal, dropout_p=dropout, scale=scaling)
+
+
+# What torch's kernel for documents of several lengths takes; it has no dropout either, and none for a CPU.
+_VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+
+
+@lru_cache(maxsize=1)
+def varlen_kernel() -> Callable[..., Tensor] | None:
+    """Attention over documents of several lengths in one call; None where torch has none, or TRAINER_VARLEN=0 says not to use it."""
+    if os.environ.get("TRAINER_VARLEN") == "0":
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    # torch 2.10 says is_causal and has no scale; later ones say both by window_size and scale.
+    by_window = "window_size" in inspect.signature(varlen_attn).parameters
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], causal: bool, scaling: float | None) -> Tensor:
+        """query, key, value: `[1, heads, tokens, head]` → `[1, tokens, heads, head]`."""
+        named: dict[str, Any] = {"window_size": (-1, 0) if causal else (-1, -1), "scale": scaling} if by_window else {"is_causal": causal}
+        if not by_window and scaling is not None:
+            query = query * (scaling * query.shape[-1] ** 0.5)
+        offsets, longest = _offsets(lengths, query.device), max(lengths)
+        out = varlen_attn(*(t[0].transpose(0, 1) for t in (query, key, value)), offsets, offsets, longest, longest, **named)
+        return out.unsqueeze(0)
+
+    return attend
+
+
+@lru_cache(maxsize=64)
+def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each document starts, and the end: int32 on the device. Made once a batch, not once a layer, and copied without waiting."""
+    host = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,76 @@
+"""Timing loops against each other: wall and CPU time a step, in turns, so that what else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Pace:
+    """One round of one loop. wall, cpu: seconds a step (cpu: of all threads of the process). losses: of every step, where kept."""
+
+    wall: float
+    cpu: float
+    losses: list[float] = field(default_factory=list)
+
+
+class Stopwatch:
+    """Wall and CPU time between two moments, the device's work included."""
+
+    def __init__(self) -> None:
+        self._began: tuple[float, float] | None = None
+        self._ended: tuple[float, float] | None = None
+
+    def begin(self) -> None:
+        _wait()
+        self._began = (time.perf_counter(), time.process_time())
+
+    def end(self) -> None:
+        _wait()
+        self._ended = (time.perf_counter(), time.process_time())
+
+    def pace(self, steps: int, losses: list[float] | None = None) -> Pace:
+        """steps: those between the two moments."""
+        assert self._began is not None and self._ended is not None, "the loop ended before its first marks"
+        wall, cpu = (end - begin for begin, end in zip(self._began, self._ended, strict=True))
+        return Pace(wall / steps, cpu / steps, losses or [])
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def take_turns(loops: Mapping[str, Callable[[], Pace]], rounds: int, told: Callable[[str], None]) -> dict[str, list[Pace]]:
+    """Each loop once a round, the first one of a round changing: name → paces by round."""
+    found: dict[str, list[Pace]] = {name: [] for name in loops}
+    names = list(loops)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            gc.collect()  # what the loop before left behind is not this one's work
+            pace = loops[name]()
+            found[name].append(pace)
+            told(f"round {number + 1}/{rounds} {name}: {1000 * pace.wall:.3f} ms wall, {1000 * pace.cpu:.3f} ms CPU a step")
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} – {self.high:.3f})"
+
+
+def spread(values: list[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
