@@ -47,8 +47,8 @@ def test_no_host_synchronisation_in_a_step():
     for strategy, ranks in everywhere(syncs):
         for rank in ranks:
             if strategy == "zero2":
-                # DeepSpeed reads overflow and norms on the host; named here, so that a growing number is noticed.
-                assert set(rank["counts"]) == {"aten::_local_scalar_dense"} and rank["counts"]["aten::_local_scalar_dense"] <= 2 * 8
+                # Three a step, of DeepSpeed's own: overflow, and whether the norm is valid. Named here, so that a fourth is noticed.
+                assert rank["counts"] == {"aten::_local_scalar_dense": 2 * 3}
             else:
                 assert rank["counts"] == {}
 
