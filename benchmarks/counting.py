@@ -25,7 +25,15 @@ from trainer.distributed import World
 STRATEGIES = ("single", "ddp", "zero2", "fsdp")
 # Small, but with everything in it that a step can hold: several micro-batches, rows of several documents, a global batch that does not
 # divide by the ranks, clipping.
-SMALL = ("model.layers=2", "model.hidden=32", "model.heads=2", "tokenizer.vocab_size=512", "sequence_length=64", "global_batch=7", "micro_batch=2")
+SMALL = (
+    "model.layers=2",
+    "model.hidden=32",
+    "model.heads=2",
+    "tokenizer.vocab_size=512",
+    "sequence_length=64",
+    "global_batch=7",
+    "micro_batch=2",
+)
 FAMILIES = {"gpt": ("model=gpt2_tiny",), "bert": ("model=bert_tiny", "task=mlm_nsp")}
 
 

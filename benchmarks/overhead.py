@@ -47,8 +47,8 @@ from trainer.tasks.clm import CausalLM  # noqa: E402
 LIMIT_MS, LIMIT_SHARE = 0.5, 0.5
 WIDTH, DEPTH = 8, 8
 OURS, TRAINER, PLAIN = "Shardloom", "transformers.Trainer", "by hand"
-WORDS = ("data=text", f"data.path={ROOT}/trainer/**/*.py", "tokenizer.vocab_size=320", "sequence_length=16", "global_batch=4", "micro_batch=4",
-         "strategy=single", "schedule.warmup=0", "log_every=50", "tracking.wandb=off", "optim.lr=1e-3")  # fmt: skip
+WORDS = ("data=text", f"data.path={ROOT}/trainer/**/*.py", "tokenizer.vocab_size=320", "sequence_length=16", "global_batch=4",
+         "micro_batch=4", "strategy=single", "schedule.warmup=0", "log_every=50", "tracking.wandb=off", "optim.lr=1e-3")  # fmt: skip
 
 
 class Network(nn.Module):
@@ -137,9 +137,10 @@ def markdown(paces: dict[str, list[Pace]], steps: int, rounds: int) -> str:
     return "\n\n".join(
         [
             "# The loop's own cost",
-            f"Milliseconds a step on a network of next to no compute: median (smallest – largest) of {rounds} rounds of {steps} steps, in turns in "
-            f"one process, {torch.get_num_threads()} thread(s). CPU time is that of all threads. Ours reads and collates its batches and writes "
-            "metrics.jsonl every 50 steps; the others get theirs ready-made, and Trainer neither saves nor draws a progress bar. "
+            f"Milliseconds a step on a network of next to no compute: median (smallest – largest) of {rounds} rounds of {steps} steps, in "
+            f"turns in one process, {torch.get_num_threads()} thread(s). CPU time is that of all threads. Ours reads and collates its "
+            "batches and writes metrics.jsonl every 50 steps; the others get theirs ready-made, and Trainer neither saves nor draws a "
+            "progress bar. "
             "Made by `python benchmarks/overhead.py`.",
             records.table(["loop", "wall", "over by hand", "CPU", "over by hand"], rows),
             f"At most {LIMIT_MS} ms over the loop by hand, and at most {LIMIT_SHARE:.0%} of what Trainer adds: {verdicts}.",
@@ -157,8 +158,8 @@ def syncs_markdown(found: dict[tuple[str, str], dict[str, Any]], ranks: int) -> 
     return "\n\n".join(
         [
             "# Host synchronisations a step, between two log lines",
-            f"In the real loop, forward and backward, below Python's surface (`trainer/bench/syncs.py`); {ranks} ranks where a strategy has several. "
-            "Copies from the device exist on a GPU only. Made by `python benchmarks/overhead.py --syncs`.",
+            f"In the real loop, forward and backward, below Python's surface (`trainer/bench/syncs.py`); {ranks} ranks where a strategy "
+            "has several. Copies from the device exist on a GPU only. Made by `python benchmarks/overhead.py --syncs`.",
             records.table(["family", "strategy", "a step", "which", "CUDA's own warnings"], rows),
             f"{records.hardware()}, {', '.join(f'{name} {version}' for name, version in records.versions().items())}",
         ]

@@ -1,4 +1,4 @@
-"""Where measurements are kept: benchmarks/results/, named by date, hardware and what was measured; Markdown for people, JSON for programs."""
+"""Where measurements are kept: benchmarks/results/, by date, hardware and what was measured; Markdown for people, JSON for programs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Shardloom: train BERT- and GPT-family models; what is computed is separate from where.
 
+As a library:
+
     from trainer import compose, train
     run = train(compose("experiment=quickstart"))
     print(run.metrics["eval_loss"], run.path)

@@ -36,7 +36,9 @@ def pace(config: Config, data: Data, warm: int = 1, **arguments: Any) -> Pace:
     return train(config, build_model(config, data), Samples(config, data), pad, warm, **arguments)
 
 
-def train(config: Config, model: nn.Module, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], warm: int = 1, **arguments: Any) -> Pace:
+def train(
+    config: Config, model: nn.Module, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], warm: int = 1, **arguments: Any
+) -> Pace:
     """`Trainer.train` over the whole budget, in the order of the data set; the pace after the first `warm` steps."""
     optim, schedule = config.optim, config.schedule
     assert schedule.name == "cosine" and schedule.warmup == 0 and schedule.min_factor == 0, "Trainer's warm-up starts at 0, ours above"  # type: ignore[attr-defined]

@@ -74,14 +74,24 @@ def markdown(results: dict[str, dict[str, list[Pace]]], steps: int, rounds: int)
             apart = "" if name == OURS else f"{furthest(paces, name):.1e}"
             first, last = found[0].losses[0], found[0].losses[-1]
             cpu = spread([1000 * pace.cpu for pace in found])
-            rows.append([family, name, f"{first:.4f} → {last:.4f}", apart, f"{rate.median:.2f}", f"{rate.low:.2f} – {rate.high:.2f}", f"{cpu.median:.0f}"])
+            rows.append(
+                [
+                    family,
+                    name,
+                    f"{first:.4f} → {last:.4f}",
+                    apart,
+                    f"{rate.median:.2f}",
+                    f"{rate.low:.2f} – {rate.high:.2f}",
+                    f"{cpu.median:.0f}",
+                ]
+            )
     head = ["family", "loop", "loss", "furthest from ours, any step", "steps/s, median", "smallest – largest", "CPU ms a step, median"]
     return "\n\n".join(
         [
             "# Loss equality with transformers' Trainer",
-            f"The same rows (one document or pair a row), masks, first weights, seed, AdamW, clipping and schedule; fp32, dropout 0; {steps} steps, "
-            f"{rounds} rounds in turns in one process. Tolerance of the loss at every step: {TOLERANCE:g}. Steps/s leave out the first step. "
-            "Trainer and the loop by hand compute on padded rows with transformers' own attention, loss and full head. "
+            f"The same rows (one document or pair a row), masks, first weights, seed, AdamW, clipping and schedule; fp32, dropout 0; "
+            f"{steps} steps, {rounds} rounds in turns in one process. Tolerance of the loss at every step: {TOLERANCE:g}. Steps/s leave "
+            "out the first step. Trainer and the loop by hand compute on padded rows with transformers' own attention, loss and full head. "
             "Made by `python benchmarks/peers/parity.py`.",
             records.table(head, rows),
             f"{records.hardware()}, {', '.join(f'{name} {version}' for name, version in records.versions().items())}",

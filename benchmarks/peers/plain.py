@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ def pace(config: Config, data: Data, warm: int = 1) -> Pace:
     return train(config, build_model(config, data), loader, lambda model, batch: model(**batch).loss, warm)
 
 
-def train(config: Config, model: nn.Module, batches: Iterable[Any], loss_of: Callable[[nn.Module, Any], torch.Tensor], warm: int = 1) -> Pace:
+def train(
+    config: Config, model: nn.Module, batches: Iterable[Any], loss_of: Callable[[nn.Module, Any], torch.Tensor], warm: int = 1
+) -> Pace:
     """One update a batch with the optimizer, schedule and clipping of the configuration; the pace after the first `warm` steps."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     optim, schedule, steps = config.optim, config.schedule, config.steps or 0
@@ -30,7 +33,7 @@ def train(config: Config, model: nn.Module, batches: Iterable[Any], loss_of: Cal
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)  # type: ignore[attr-defined]
-    half = config.precision.autocast is not None
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16) if config.precision.autocast else nullcontext()
     losses, watch = [], Stopwatch()
     for step, batch in enumerate(batches):
         if step == warm:
@@ -38,7 +41,7 @@ def train(config: Config, model: nn.Module, batches: Iterable[Any], loss_of: Cal
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = optim.lr * schedule.factor(step, steps)  # type: ignore[attr-defined]
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+        with autocast:
             loss = loss_of(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, optim.max_norm or float("inf"))

@@ -116,6 +116,8 @@ def build_model(config: Config, data: Data) -> Any:
 
     corpus = data.open()
     if corpus.vocabulary.size != corpus.vocabulary.padded:
-        raise ValueError(f"a vocabulary of {corpus.vocabulary.size}: peers would spread probability over the padding; take a multiple of 64")
+        raise ValueError(
+            f"a vocabulary of {corpus.vocabulary.size}: peers would spread probability over the padding; take a multiple of 64"
+        )
     seed_all(config.seed, "init")
     return config.model.build(config.task.objective, corpus.vocabulary, config.sequence_length)

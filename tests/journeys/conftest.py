@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 # The quickstart at a size for tests: same data, same way, a smaller network and budget.
-SMALL = ("model.layers=1", "model.hidden=64", "model.heads=2", "tokenizer.vocab_size=1024", "global_batch=8", "sequence_length=64", "steps=12", "micro_batch=4")
+SMALL = (
+    "model.layers=1",
+    "model.hidden=64",
+    "model.heads=2",
+    "tokenizer.vocab_size=1024",
+    "global_batch=8",
+    "sequence_length=64",
+    "steps=12",
+    "micro_batch=4",
+)
 
 
 @dataclass
@@ -30,7 +39,12 @@ class Shell:
 
     def trainer(self, *words: str, timeout: float = 240) -> Done:
         done = subprocess.run(
-            [sys.executable, "-m", "trainer", *words], cwd=self.folder, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "trainer", *words],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
         )
         return Done(done.returncode, done.stdout, done.stderr)
 

@@ -90,6 +90,7 @@ def apply(tree: Path, patch: Path, reverse: bool = False) -> str:
 
 
 def main() -> int:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     rows = [word.lower() for word in sys.argv[1:]] or list(ROWS)
     good = True
     with tempfile.TemporaryDirectory(prefix="shardloom-mutants-") as folder:
