@@ -40,7 +40,7 @@ def test_every_choice_composes_and_repeats_no_default(path):
     """YAML owns only differences: a value that equals the default it overrides would hide the next change of the default."""
     group, name = path.parent.name, path.stem
     tree = yaml.safe_load(path.read_text())
-    values = {key: value for key, value in flatten({k: v for k, v in tree.items() if k != "defaults"}).items()}
+    values = flatten({k: v for k, v in tree.items() if k != "defaults"})
     if group == "experiment":
         overridden = {f"{key.removeprefix('override /')}={value}" for entry in tree.get("defaults", []) for key, value in entry.items()}
         plain = to_dict(from_composition(*overridden, "steps=1"))
@@ -126,7 +126,14 @@ def test_s05_a_frozen_file_with_python_tags_is_refused(tmp_path):
 
 
 def test_s06_secrets_are_redacted():
-    tree = {"tracking": {"api_key": "abc", "hub_token": "abc", "project": "p"}, "password": 1234, "accessToken": "abc", "keys": ["a"], "keep": 2, "tokens": 5}
+    tree = {
+        "tracking": {"api_key": "abc", "hub_token": "abc", "project": "p"},
+        "password": 1234,
+        "accessToken": "abc",
+        "keys": ["a"],
+        "keep": 2,
+        "tokens": 5,
+    }
     assert redacted(tree) == {
         "tracking": {"api_key": "<redacted>", "hub_token": "<redacted>", "project": "p"},
         "password": "<redacted>",
@@ -146,9 +153,26 @@ def test_frozen_file_gives_the_same_configuration_back(tmp_path):
 
 def test_identity_covers_what_is_computed_and_nothing_of_where():
     config = compose("steps=10")
-    for override in ("strategy=fsdp", "micro_batch=3", "launcher.processes=5", "tracking.wandb=off", "data.workers=0", "name=other", "log_every=3"):
+    for override in (
+        "strategy=fsdp",
+        "micro_batch=3",
+        "launcher.processes=5",
+        "tracking.wandb=off",
+        "data.workers=0",
+        "name=other",
+        "log_every=3",
+    ):
         assert digest(compose("steps=10", override)) == digest(config), override
-    for override in ("optim.lr=1", "seed=1", "global_batch=7", "sequence_length=8", "precision=bf16", "task=mlm_nsp", "data=text", "model.layers=2"):
+    for override in (
+        "optim.lr=1",
+        "seed=1",
+        "global_batch=7",
+        "sequence_length=8",
+        "precision=bf16",
+        "task=mlm_nsp",
+        "data=text",
+        "model.layers=2",
+    ):
         extra = ["model=bert_tiny"] if override.startswith("task") else ["data.path=x"] if override.startswith("data") else []
         assert digest(compose("steps=10", override, *extra)) != digest(config), override
 

@@ -29,9 +29,9 @@ def module(kind: str, dropout: float = 0.0, seed: int = 0) -> torch.nn.Module:
         config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=48, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
                             resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)  # fmt: skip
         return CausalModule(GPT2LMHeadModel(config), VOCABULARY)
-    config = BertConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
+    bert = BertConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
                         max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)  # fmt: skip
-    return PretrainingModule(BertForPreTraining(config), VOCABULARY)
+    return PretrainingModule(BertForPreTraining(bert), VOCABULARY)
 
 
 def rows(step: int) -> list[np.ndarray]:

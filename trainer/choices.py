@@ -18,7 +18,15 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform
 IDENTITY, PLACEMENT = "identity", "placement"
 
 # Modules that register choices when imported. None of them imports torch at its top, so composing stays fast.
-_PACKAGES = ("trainer.models", "trainer.tasks", "trainer.data", "trainer.strategies", "trainer.settings", "trainer.optim", "trainer.schedules")
+_PACKAGES = (
+    "trainer.models",
+    "trainer.tasks",
+    "trainer.data",
+    "trainer.strategies",
+    "trainer.settings",
+    "trainer.optim",
+    "trainer.schedules",
+)
 _PLUGINS = "trainer.plugins"
 
 _registry: dict[str, dict[str, type[Choice]]] = {}

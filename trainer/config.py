@@ -101,7 +101,12 @@ def check(config: Config) -> None:
         value = getattr(config, key)
         if value is not None and value <= 0:
             raise ConfigError(f"{key}: {value}; must be positive")
-    if isinstance(config.micro_batch, str) and config.micro_batch != "auto" or not isinstance(config.micro_batch, str) and config.micro_batch < 1:
+    if (
+        isinstance(config.micro_batch, str)
+        and config.micro_batch != "auto"
+        or not isinstance(config.micro_batch, str)
+        and config.micro_batch < 1
+    ):
         raise ConfigError(f"micro_batch: {config.micro_batch!r}; allowed: auto, or a number of rows from 1")
     if not re.fullmatch(r"[\w.,=@+-][\w.,=@+ -]*", config.name):
         raise ConfigError(f"name: {config.name!r}; allowed: letters, digits and . , = @ + - _")
@@ -215,4 +220,18 @@ def from_dict(tree: dict[str, Any]) -> Config:
     return config
 
 
-__all__ = ["BUDGETS", "GROUPS", "Config", "ConfigError", "base", "check", "digest", "dump", "from_dict", "identity_of", "load", "redacted", "roles"]
+__all__ = [
+    "BUDGETS",
+    "GROUPS",
+    "Config",
+    "ConfigError",
+    "base",
+    "check",
+    "digest",
+    "dump",
+    "from_dict",
+    "identity_of",
+    "load",
+    "redacted",
+    "roles",
+]

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from trainer.choices import ConfigError
 from trainer.config import BUDGETS, Config, Resume
-from trainer.data.deal import describe
 from trainer.data.corpus import open_corpus
+from trainer.data.deal import describe
 from trainer.data.prepare import prepare
 from trainer.micro_batch import resolve
 from trainer.run import RunDir, load_frozen
@@ -71,7 +71,10 @@ def is_finished(run: RunDir, config: Config) -> bool:
 
 
 def make_ready(config: Config, run: RunDir, world_size: int) -> Config:
-    """Prepare the data, freeze the configuration, resolve the placement; the configuration as frozen. Raises ConfigError before anything of an older run is touched."""
+    """Prepare the data, freeze the configuration, resolve the placement. Returns the configuration as frozen.
+
+    Raises ConfigError before anything of an older run is touched.
+    """
     if config.resume.overwrite:
         run.clear()
         config = dataclasses.replace(config, resume=Resume())

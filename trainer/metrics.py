@@ -51,6 +51,9 @@ class Meter:
         # fp64, so that dividing and adding up cost no digit of the fp32 sums. The last row takes the host's figures of the interval.
         self._losses = torch.zeros(interval_steps + 1, max(2, len(self.weights)), dtype=torch.float64, device=world.device)
         self._flags = torch.zeros(interval_steps + 1, 2, dtype=torch.float64, device=world.device)
+        # A view of every place, made once: an index at every step costs more than what is written there.
+        self._places = [row.unbind() for row in self._losses]
+        self._ends = [row.unbind() for row in self._flags]
         self._steps: list[int] = []
         self._targets: dict[str, int] = {}
         self._present: list[set[str]] = []
@@ -78,10 +81,9 @@ class Meter:
         losses: term → sum over this rank's targets, scalar on the device. targets: term → targets of the *global* batch.
         batch: the micro-batch itself, for its FLOPs.
         """
-        row = self._losses[len(self._steps)]
-        for column, term in enumerate(self.weights):
+        for place, term in zip(self._places[len(self._steps)], self.weights, strict=False):
             if term in losses and targets.get(term, 0):
-                row[column].add_(losses[term].detach(), alpha=1.0 / targets[term])
+                place.add_(losses[term].detach(), alpha=1.0 / targets[term])
         self._targets.update(targets)
         # A filler (no counted token) is computed, but is no work of the model.
         if self.work is not None and batch is not None and batch.tokens:
@@ -94,8 +96,8 @@ class Meter:
         """
         index = len(self._steps)
         assert index < len(self._losses) - 1, "flush() is due: more steps than interval_steps"
-        self._flags[index, 0].copy_(norm.detach())
-        self._flags[index, 1].copy_(applied.detach())
+        for place, value in zip(self._ends[index], (norm, applied), strict=True):
+            place.copy_(value.detach())
         self._steps.append(step)
         self._present.append({term for term in self.weights if self._targets.get(term, 0)})
         self._targets.clear()

@@ -1,6 +1,6 @@
 """`micro_batch=auto`: the rows that a device takes at once, found by trying in a process that is thrown away.
 
-    python -m trainer.micro_batch RUN_DIR ROWS      prints one JSON line
+python -m trainer.micro_batch RUN_DIR ROWS      prints one JSON line
 """
 
 from __future__ import annotations
@@ -34,10 +34,14 @@ def resolve(config: Config, run: RunDir, world_size: int) -> int:
         return int(before["micro_batch"])
     rows = -(-config.global_batch // world_size)
     # A process of its own: an allocation that fails leaves nothing behind, and the front door never touches a device.
-    trial = subprocess.run([sys.executable, "-m", "trainer.micro_batch", str(run.path), str(rows), str(world_size)], capture_output=True, text=True)
+    trial = subprocess.run(
+        [sys.executable, "-m", "trainer.micro_batch", str(run.path), str(rows), str(world_size)], capture_output=True, text=True
+    )
     lines = trial.stdout.strip().splitlines()
     if trial.returncode != 0 or not lines:
-        raise ConfigError(f"micro_batch=auto: the trial failed; set micro_batch=1 or more yourself. It said:\n{trial.stderr.strip()[-2000:]}")
+        raise ConfigError(
+            f"micro_batch=auto: the trial failed; set micro_batch=1 or more yourself. It said:\n{trial.stderr.strip()[-2000:]}"
+        )
     return int(json.loads(lines[-1])["micro_batch"])
 
 

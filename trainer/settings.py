@@ -6,7 +6,6 @@ Each is a config group, so that a cluster or a team can keep its own as one YAML
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
 
 from trainer.choices import Choice, ConfigError, choice, placement
 
@@ -129,5 +128,3 @@ class DefaultSurvival(Survival):
     nan: NanPolicy = placement(NanPolicy.halt, help="halt | skip")
     restarts: int = placement(3, help="restarts without a new checkpoint in between before the run gives up")
     timeout_seconds: float = placement(1800.0, help="how long a collective may wait")
-
-

@@ -10,6 +10,7 @@ What happens at a step is a visible line of `Training.loop`; there are no callba
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import math
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.checkpoint.opening import Opened, open_newest, open_one
 from trainer.checkpoint.files import folder_of
+from trainer.checkpoint.opening import Opened, open_newest, open_one
 from trainer.checkpoint.store import prune, save
 from trainer.choices import ConfigError
 from trainer.config import Config, digest
@@ -54,7 +55,8 @@ class Outcome(Enum):
 def objective(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float], targets: Mapping[str, int]) -> torch.Tensor:
     """Σ over terms of weight × (sum of losses ÷ targets of the whole global batch): this micro-batch's share, a scalar."""
     # A term without any target in the global batch still enters, at zero, so that every parameter has a gradient.
-    return sum(losses[term] * (weight / max(1, targets[term])) for term, weight in weights.items())  # type: ignore[return-value]
+    shares = [losses[term] * (weight / max(1, targets[term])) for term, weight in weights.items()]
+    return functools.reduce(torch.Tensor.add, shares)
 
 
 def budget(config: Config, rows: int, row_tokens: int) -> int:

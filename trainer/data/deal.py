@@ -75,6 +75,6 @@ def describe(global_batch: int, ranks: int, micro_batch: int) -> str | None:
     nearest = " or ".join(str(size) for size in sorted({below, above}) if size > 0)
     idle = 1 - global_batch / (slots * math.ceil(global_batch / slots))
     return (
-        f"global_batch={global_batch} does not divide: {ranks} ranks × {micro_batches} micro-batches of at most {micro_batch} rows have uneven "
-        f"counts; the result is the same, up to {idle:.0%} of the devices' time idles. Sizes that divide: {nearest}"
+        f"global_batch={global_batch} does not divide: {ranks} ranks × {micro_batches} micro-batches of at most {micro_batch} rows have "
+        f"uneven counts; the result is the same, up to {idle:.0%} of the devices' time idles. Sizes that divide: {nearest}"
     )

@@ -19,6 +19,9 @@ from trainer.data.deal import Deal, deal
 from trainer.data.order import Order
 from trainer.tasks import Batch, Pick, Task
 
+# A thread is handed work for at least so many rows: handing over costs as much as reading some of them.
+_ROWS_A_TASK = 32
+
 
 @dataclass
 class Step:
@@ -66,17 +69,21 @@ class Loader:
         if self.workers == 0:
             yield from map(self.step, starts)
             return
-        pending: deque[Future[Step]] = deque()
+        at_once = max(1, _ROWS_A_TASK // self.global_batch)
+        pending: deque[Future[list[Step]]] = deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
             try:
-                for position in starts:
-                    pending.append(pool.submit(self.step, position))
+                for first in range(0, len(starts), at_once):
+                    pending.append(pool.submit(self._several, starts[first : first + at_once]))
                     if len(pending) > self.workers:
-                        yield pending.popleft().result()
+                        yield from pending.popleft().result()
                 while pending:
-                    yield pending.popleft().result()
+                    yield from pending.popleft().result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _several(self, starts: range) -> list[Step]:
+        return [self.step(start) for start in starts]
 
     def step(self, start: int) -> Step:
         """The step whose first position is `start`."""

@@ -51,24 +51,27 @@ class Order:
 
     def at(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and passes of the positions [start, stop)."""
-        positions = np.arange(start, stop, dtype=np.int64)
-        epochs, places = positions // self.size, positions % self.size
         if not self.shuffle:
-            return places, epochs
+            positions = np.arange(start, stop, dtype=np.int64)
+            return positions % self.size, positions // self.size
         # A small table has small blocks, so that a block does not hold many passes.
         length = max(_BLOCK[0], min(_BLOCK[1], self.size))
-        first = start // length
-        blocks = [_block(self.seed, self.size, number, length) for number in range(first, -(-stop // length))]
-        return np.concatenate([np.empty(0, np.int64), *blocks])[start - first * length : stop - first * length], epochs
+        first, last = start // length, max(start, stop - 1) // length
+        blocks = [_block(self.seed, self.size, number, length) for number in range(first, last + 1)]
+        inside = slice(start - first * length, stop - first * length)
+        rows, epochs = blocks[0] if len(blocks) == 1 else (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+        return rows[inside], epochs[inside]
 
 
 @lru_cache(maxsize=8)
-def _block(seed: int, size: int, number: int, length: int) -> NDArray[np.int64]:
-    """Rows at the positions of a block: drawn together, because the few of a step would cost nearly as much as all of them."""
+def _block(seed: int, size: int, number: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and passes at the positions of a block: drawn together, because the few of a step would cost nearly as much as all of them."""
     positions = np.arange(number * length, (number + 1) * length, dtype=np.int64)
     epochs, places = positions // size, positions % size
     rows = np.empty_like(places)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
         rows[inside] = permute(seed, int(epoch), places[inside], size)
-    return rows
+    # Every caller is given views of these.
+    rows.flags.writeable = epochs.flags.writeable = False
+    return rows, epochs

@@ -1,9 +1,12 @@
 """Modules that the strategies wrap: a transformers model, the head on target rows only, and the sum of losses by term.
 
-In evaluation mode a forward also returns the sums that metrics need. Nothing of a model is called outside the wrapped module's forward: a head called beside it would train unsynchronised.
+In evaluation mode a forward also returns the sums that metrics need. Nothing of a model is called outside the wrapped module's forward:
+a head called beside it would train unsynchronised.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,16 +64,15 @@ class PretrainingModule(nn.Module):
 
     def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         inputs = batch.inputs
-        bert = self.model.base_model
+        bert: Any = self.model.base_model
+        heads: Any = self.model.cls
         hidden = bert(
             input_ids=inputs["input_ids"],
             token_type_ids=inputs["token_type_ids"],
             position_ids=inputs["position_ids"],
             doc_lens=batch.lengths,
         ).last_hidden_state[0]
-        masked = self.model.cls.predictions(hidden.index_select(0, inputs["mlm_index"]))
+        masked = heads.predictions(hidden.index_select(0, inputs["mlm_index"]))
         # The stock pooler sees only a row's first token; here every pair's first token is one.
         pooled = bert.pooler(hidden.index_select(0, inputs["nsp_index"]).unsqueeze(1))
-        return masked, self.model.cls.seq_relationship(pooled)
-
-
+        return masked, heads.seq_relationship(pooled)

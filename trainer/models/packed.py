@@ -58,7 +58,8 @@ def packed_attention(
 
     if len(groups) == 1:
         (length, starts) = groups[0]
-        out = _attend(*(_fold(t, len(starts), length) for t in (query, key, value)), causal, rate, scaling)
+        q, k, v = (_fold(tensor, len(starts), length) for tensor in (query, key, value))
+        out = _attend(q, k, v, causal, rate, scaling)
         return _unfold(out), None
 
     kernel = varlen_kernel() if query.is_cuda and query.dtype in _VARLEN_DTYPES and rate == 0.0 and query.shape[-1] % 8 == 0 else None
@@ -121,7 +122,8 @@ def varlen_kernel() -> Callable[..., Tensor] | None:
         if not by_window and scaling is not None:
             query = query * (scaling * query.shape[-1] ** 0.5)
         offsets, longest = _offsets(lengths, query.device), max(lengths)
-        out = varlen_attn(*(t[0].transpose(0, 1) for t in (query, key, value)), offsets, offsets, longest, longest, **named)
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        out: Tensor = varlen_attn(q, k, v, offsets, offsets, longest, longest, **named)  # type: ignore[assignment]
         return out.unsqueeze(0)
 
     return attend

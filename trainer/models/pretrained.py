@@ -25,7 +25,9 @@ class Pretrained(Model):
         if not self.path:
             raise ConfigError("model.path: missing; model=pretrained needs a directory or a hub id, e.g. model.path=runs/x/model")
         if self.trust_remote_code and not self.revision:
-            raise ConfigError("model.trust_remote_code: true needs model.revision=<commit>, so that the code that runs is the code you read")
+            raise ConfigError(
+                "model.trust_remote_code: true needs model.revision=<commit>, so that the code that runs is the code you read"
+            )
 
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
         import torch
@@ -42,7 +44,8 @@ class Pretrained(Model):
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and sequence_length > positions:
             raise ConfigError(
-                f"sequence_length: {sequence_length} is longer than the {positions} positions of model.path: {self.path}; set sequence_length={positions}"
+                f"sequence_length: {sequence_length} is longer than the {positions} positions of model.path: {self.path}; "
+                f"set sequence_length={positions}"
             )
         return model
 

@@ -37,7 +37,8 @@ class Called(nn.Module):
         self._around = around
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        with self._around(), torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
+        autocast = torch.autocast(self._device_type, dtype=self._dtype) if self._dtype is not None else nullcontext()
+        with self._around(), autocast:
             return self.inner(*inputs, **named)
 
 

@@ -57,7 +57,9 @@ class MaskedLMWithNextSentence(Task):
             # A filler row is computed like any other, since every rank must meet every collective, but nothing of it is scored.
             counted = [(part, start) for part, start, pick in zip(parts, starts, picks, strict=False) if pick.counted]
             empty = np.empty(0, dtype=np.int64)
-            tensors[f"{term}_index"] = torch.from_numpy(np.concatenate([empty, *(part[f"{term}_index"] + start for part, start in counted)]))
+            tensors[f"{term}_index"] = torch.from_numpy(
+                np.concatenate([empty, *(part[f"{term}_index"] + start for part, start in counted)])
+            )
             tensors[f"{term}_targets"] = torch.from_numpy(np.concatenate([empty, *(part[f"{term}_targets"] for part, _ in counted)]))
             targets[term] = len(tensors[f"{term}_targets"])
         lengths = tuple(length for part in parts for length in part["lengths"].tolist())
@@ -67,23 +69,28 @@ class MaskedLMWithNextSentence(Task):
     def _row(self, split: Split, pick: Pick) -> dict[str, NDArray[np.int64]]:
         """One row: its pairs `[CLS] A [SEP] B [SEP]`, masked."""
         special = split.special
+        assert special.cls is not None and special.sep is not None, "prepare refuses a tokenizer without them"
         pieces = split.rows.pieces(pick.row)
-        ids, types, lengths, maskable = [], [], [], []
+        sizes = pieces[:, 1] + pieces[:, 3] + 3
+        tokens = np.empty(int(sizes.sum()), np.int64)
+        maskable = np.ones(len(tokens), bool)
+        types = np.zeros(len(tokens), np.int64)
+        at = 0
         for a_start, a_length, b_start, b_length, _is_next in pieces.tolist():
-            a, b = split.tokens.read(a_start, a_length), split.tokens.read(b_start, b_length)
-            ids += [[special.cls], a, [special.sep], b, [special.sep]]
-            types += [np.zeros(a_length + 2, np.int64), np.ones(b_length + 1, np.int64)]
-            maskable += [[False], np.ones(a_length, bool), [False], np.ones(b_length, bool), [False]]
-            lengths.append(a_length + b_length + 3)
-        tokens = np.concatenate(ids).astype(np.int64)
-        candidates = np.flatnonzero(np.concatenate(maskable))
+            middle, end = at + 1 + a_length, at + a_length + b_length + 2
+            tokens[at], tokens[middle], tokens[end] = special.cls, special.sep, special.sep
+            tokens[at + 1 : middle] = split.tokens.read(a_start, a_length)
+            tokens[middle + 1 : end] = split.tokens.read(b_start, b_length)
+            types[middle + 1 : end + 1] = 1
+            maskable[[at, middle, end]] = False
+            at = end + 1
+        candidates = np.flatnonzero(maskable)
         key = mix(split.seed, "mask", pick.epoch, pick.row)
         chosen = self.masked(tokens, candidates, key, special)
-        sizes = np.array(lengths, dtype=np.int64)
         return {
             "input_ids": corrupt(tokens, chosen, key, special),
-            "token_type_ids": np.concatenate(types),
-            "position_ids": np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
+            "token_type_ids": types,
+            "position_ids": np.concatenate([np.arange(length, dtype=np.int64) for length in sizes.tolist()]),
             "lengths": sizes,
             "mlm_index": chosen,
             "mlm_targets": tokens[chosen],
@@ -131,6 +138,7 @@ class MaskedLMWithNextSentence(Task):
 
 def corrupt(tokens: NDArray[np.int64], chosen: NDArray[np.int64], key: int, special: Special) -> NDArray[np.int64]:
     """Of the chosen positions 80 % become [MASK], 10 % a random token, 10 % stay."""
+    assert special.mask is not None, "prepare refuses a tokenizer without it"
     draw = uniform(mix(key, "kind"), chosen)
     replaced = tokens.copy()
     replaced[chosen[draw < 0.8]] = special.mask
