@@ -40,7 +40,7 @@ def patches(rows: tuple[str, ...] | list[str]) -> list[Path]:
     return [path for path in sorted(FOLDER.glob("*.patch")) if path.name.split("-")[0] in rows]
 
 
-def tests_of(tree: Path, row: str) -> list[str]:
+def row_tests(tree: Path, row: str) -> list[str]:
     """The tests of a row in a tree, as pytest names them: those whose name carries the row's id."""
     pattern = re.compile(rf"^def (test_(?:\w+_)?{row}_\w+)", re.MULTILINE)
     files = sorted((tree / "tests").rglob("test_*.py"))
@@ -63,7 +63,7 @@ def copy_tree(target: Path) -> None:
 
 def run_tests(tree: Path, rows: list[str]) -> Verdict:
     """Run the tests of rows in a tree, up to the first failure."""
-    tests = sorted({test for row in rows for test in tests_of(tree, row)})
+    tests = sorted({test for row in rows for test in row_tests(tree, row)})
     if not tests:
         return Verdict(5, 0, "", "")
     # Every process of a test imports from the copy, wherever it is started; no compiled file outlives a patch.
