@@ -25,7 +25,10 @@ from trainer.distributed import World
 STRATEGIES = ("single", "ddp", "zero2", "fsdp")
 # Small, but with everything in it that a step can hold: several micro-batches, rows of several documents, a global batch that does not
 # divide by the ranks, clipping.
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
+    "data=text",
+    f"data.path={ROOT}/trainer/**/*.py",
     "model.layers=2",
     "model.hidden=32",
     "model.heads=2",
@@ -111,9 +114,8 @@ def count(family: str, strategy: str, size: int, *words: str) -> dict[str, Any]:
     """The counts of rank 0 under a strategy; several ranks are processes over gloo on the CPU."""
     config, data = configured(family, *words)
     tree = to_dict(config)
-    tree.pop("launcher")
     with tempfile.TemporaryDirectory() as folder:
-        given = (strategy, tree | {"launcher": None}, str(data.corpus), str(data.rows), folder)
+        given = (strategy, tree, str(data.corpus), str(data.rows), folder)
         if strategy == "single":
             return in_loop(one_process(), *given)
         from tests.distributed import run_distributed

@@ -41,6 +41,7 @@ from trainer.config import Config  # noqa: E402
 from trainer.data.corpus import Corpus  # noqa: E402
 from trainer.data.loading import Loader  # noqa: E402
 from trainer.data.order import Order  # noqa: E402
+from trainer.streams import seed_all  # noqa: E402
 from trainer.tasks import Batch  # noqa: E402
 from trainer.tasks.clm import CausalLM  # noqa: E402
 
@@ -100,7 +101,7 @@ def contest(steps: int, rounds: int, told: Callable[[str], None]) -> dict[str, l
         numbers = count()
 
         def network() -> Network:
-            torch.manual_seed(0)
+            seed_all(config.seed, "init")  # the weights that ours starts from
             return Network(corpus.vocabulary.size)
 
         def by_trainer() -> Pace:
@@ -154,7 +155,15 @@ def syncs_markdown(found: dict[tuple[str, str], dict[str, Any]], ranks: int) -> 
     for (family, strategy), counts in found.items():
         names = "; ".join(f"{number / counts['steps']:g} × {place}" for place, number in counts["places"].items())
         warned = "; ".join(f"{number / counts['steps']:g} × {text}" for text, number in counts["cuda_warnings"].items())
-        rows.append([family, strategy, f"{counts['total'] / counts['steps']:g}", names or "none", warned or "none"])
+        rows.append(
+            [
+                family,
+                strategy,
+                f"{counts['total'] / counts['steps']:g}",
+                names or "none",
+                warned or ("none" if torch.cuda.is_available() else "no GPU"),
+            ]
+        )
     return "\n\n".join(
         [
             "# Host synchronisations a step, between two log lines",

@@ -6,6 +6,7 @@ The step never waits for the device: whether the gradient is finite and how much
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -78,13 +79,14 @@ class TorchPlacement(Placement):
 
     def finish(self, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
         norm = self.norm()
-        dropped = (~torch.isfinite(norm)).float()
+        # NaN and infinity alike are not below infinity.
+        applied = (norm < math.inf).float()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
         scale = None if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
-        step(self.optimizer, dropped, scale)
+        step(self.optimizer, 1.0 - applied, scale)
         self.optimizer.zero_grad(set_to_none=True)
-        return norm, 1.0 - dropped
+        return norm, applied
 
     def discard(self) -> Tensor:
         norm = self.norm()

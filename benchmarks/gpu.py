@@ -1,0 +1,214 @@
+"""What benchmarks/gpu.sh runs: parts, each a process of its own with a bound on its time; one that fails does not stop the next.
+
+    benchmarks/gpu.sh [FOLDER]                                   all parts; FOLDER takes the results, default benchmarks/results
+    python benchmarks/gpu.py --parts gpt2,quickstart [FOLDER]    some, where the packages are there already
+
+Results are written after every part, so that what was measured outlives whatever comes after it. Without a GPU, or with BENCH_TOY=1, every
+part runs at a size for the CPU: then it shows that the script works, and no figure of it says anything about a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from benchmarks import records  # noqa: E402
+
+TOY = os.environ.get("BENCH_TOY") == "1" or not torch.cuda.is_available()
+TOTAL_SECONDS = float(os.environ.get("BENCH_SECONDS", 570))
+TOLERANCE = 1e-4  # relative, of a loss in fp32: a GPU adds up in an order of its own
+
+SMALL = ("data=text", f"data.path={ROOT}/trainer/**/*.py", "model.layers=1", "model.hidden=32", "model.heads=2", "tokenizer.vocab_size=512",
+         "sequence_length=64", "global_batch=4", "micro_batch=2", "launcher.processes=1")  # fmt: skip
+
+
+def quickstart(experiment: str, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The quickstart on every GPU, in bf16, at a bounded number of steps."""
+    words = (*SMALL, "steps=4") if TOY else ("steps=300",)
+    with tempfile.TemporaryDirectory() as folder:
+        finish(start(Path(folder) / "run", f"experiment={experiment}", "precision=bf16", *words), f"experiment={experiment}")
+        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
+    wanted = ("loss", "eval_loss", "bits_per_byte", "gzip_bits_per_byte", "masked_accuracy", "next_sentence_accuracy", "tokens_per_second",
+              "mfu", "goodput", "peak_memory_bytes", "world_size", "strategy", "steps")  # fmt: skip
+    figures = {key: summary[key] for key in wanted if summary.get(key) is not None}
+    quality = ", ".join(f"{key} {figures[key]:.3f}" for key in wanted[:6] if key in figures)
+    said = f"{figures['steps']} steps, {quality}, {figures['tokens_per_second']:,.0f} tokens/s"
+    return {"good": True, "said": said, "figures": figures}
+
+
+def parity(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The same losses under every strategy, on one device, in fp32: commands as a user types them, at the same time."""
+    strategies = ("single", "zero2") if TOY else ("single", "ddp", "zero2", "fsdp")
+    words = (*SMALL, "steps=4") if TOY else ("steps=20", "global_batch=16", "micro_batch=8", "launcher.processes=1")
+    common = ("experiment=quickstart", "precision=fp32", "log_every=1", *words)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {name: start(Path(folder) / name, f"strategy={name}", *common) for name in strategies}
+        losses = {}
+        for name, process in runs.items():
+            finish(process, f"strategy={name}")
+            lines = [json.loads(line) for line in (Path(folder) / name / "metrics.jsonl").read_text().splitlines()]
+            losses[name] = [line["loss"] for line in lines if "loss" in line]
+    reference = losses["single"]
+    apart = {
+        name: max(abs(one - other) / abs(other) for one, other in zip(found, reference, strict=True))
+        for name, found in losses.items()
+        if name != "single"
+    }
+    said = f"{len(reference)} steps, furthest from single: " + ", ".join(f"{name} {difference:.1e}" for name, difference in apart.items())
+    return {
+        "good": all(difference <= TOLERANCE for difference in apart.values()),
+        "said": said,
+        "figures": {"apart": apart, "losses": losses},
+    }
+
+
+def gpt2(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """GPT-2 124M: tokens/s and MFU of ours and of transformers' Trainer, eager and compiled, on the same rows, in turns."""
+    from benchmarks.throughput import contest
+
+    return contest(TOY, save)
+
+
+def syncs(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Host synchronisations of the real loop between two log lines, on one device, as counted and as CUDA itself says."""
+    from benchmarks import counting
+
+    found = {family: counting.count(family, "single", 1, *(() if TOY else ("precision=bf16",))) for family in counting.FAMILIES}
+    total = sum(counts["total"] + sum(counts["cuda_warnings"].values()) for counts in found.values())
+    steps = sum(counts["steps"] for counts in found.values())
+    return {"good": total == 0, "said": f"{total} in {steps} steps (single; GPT and BERT)", "figures": found}
+
+
+def tests(*words: str) -> dict[str, Any]:
+    """pytest on these words; its closing line."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words], cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    if done.returncode:
+        raise RuntimeError("\n".join(lines[-40:]) + done.stderr[-1000:])
+    return {"good": True, "said": lines[-1], "figures": {}}
+
+
+# Name → (bound in seconds, what is run), in the order of what would be missed most if the time ran out.
+PARTS: dict[str, tuple[float, Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]]]] = {
+    "varlen": (60, lambda save: tests("tests/models/test_varlen.py", "-rs")),
+    "models": (90, lambda save: tests("tests/models", *(("-k", "mask") if TOY else ()))),
+    "gpt2": (240, gpt2),
+    "quickstart": (110, lambda save: quickstart("quickstart", save)),
+    "quickstart_bert": (110, lambda save: quickstart("quickstart_bert", save)),
+    "parity": (120, parity),
+    "syncs": (60, syncs),
+}
+
+
+def start(run: Path, *words: str) -> subprocess.Popen[str]:
+    """`trainer train` in the background, its output in a pipe."""
+    line = [sys.executable, "-m", "trainer", "train", f"output_dir={run}", "tracking.wandb=off", *words]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], what: str) -> None:
+    """Wait for it; raises RuntimeError with the end of what it said where it failed."""
+    output = process.communicate()[0]
+    if process.returncode:
+        raise RuntimeError(f"{what}: exit code {process.returncode}\n{output[-3000:]}")
+
+
+def run_part(name: str, path: Path) -> int:
+    """In a part's own process: run it, and write what came out, or how far it got."""
+
+    def save(result: dict[str, Any]) -> None:
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps(result))
+        aside.replace(path)
+
+    save(PARTS[name][1](save))
+    return 0
+
+
+def run_bounded(name: str, seconds: float) -> dict[str, Any]:
+    """A part in a process of its own, ended with all that it started when its time is up."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path, log = Path(folder) / "result.json", Path(folder) / "log"
+        with log.open("w") as output:
+            line = [sys.executable, __file__, "--part", name, "--to", str(path)]
+            process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                code = process.wait(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        result = json.loads(path.read_text()) if path.exists() else {"good": False, "said": "nothing", "figures": {}}
+        if code != 0:
+            end = log.read_text(errors="replace").strip()
+            why = f"not done after {seconds:.0f} s" if code is None else (end.splitlines() or [f"exit code {code}"])[-1]
+            result |= {"good": False, "said": f"{why}; before that: {result['said']}", "log": end[-4000:]}
+    return result | {"seconds": time.monotonic() - begun}
+
+
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        [
+            name,
+            "yes" if result["good"] else "**no**",
+            f"{result.get('seconds', 0):.0f}",
+            result["said"].replace("|", "/").replace("\n", " "),
+        ]
+        for name, result in results.items()
+    ]
+    where = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    scale = "at toy size: this shows that the script works; no figure here says anything about a GPU" if TOY else "bf16 unless said"
+    tables = [result["table"] for result in results.values() if "table" in result]
+    logs = [f"`{name}`:\n\n```\n{result['log'][-1500:]}\n```" for name, result in results.items() if "log" in result]
+    software = ", ".join(f"{name} {version}" for name, version in records.versions().items())
+    head = f"# GPU benchmarks\n\n{records.hardware()} ({where}); {software}; {scale}. Made by `benchmarks/gpu.sh`."
+    return "\n\n".join([head, *tables, records.table(["part", "good", "seconds", "result"], rows), *logs])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("folder", nargs="?", type=Path, help="of the results; default: benchmarks/results")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, in this order")
+    parser.add_argument("--part", choices=PARTS, help="run this one in this process")
+    parser.add_argument("--to", type=Path, help="where --part writes what came out")
+    given = parser.parse_args()
+    if given.part:
+        return run_part(given.part, given.to)
+    begun, name = time.monotonic(), "gpu-toy" if TOY else "gpu"
+    results: dict[str, dict[str, Any]] = {}
+    for part in given.parts.split(","):
+        left = TOTAL_SECONDS - (time.monotonic() - begun)
+        if left < 10:
+            results[part] = {"good": False, "said": f"not begun: the {TOTAL_SECONDS:.0f} s were used up", "figures": {}}
+            continue
+        results[part] = run_bounded(part, min(PARTS[part][0], left))
+        print(f"{part}: {results[part]['said']} ({results[part]['seconds']:.0f} s)", file=sys.stderr, flush=True)
+        if part == "varlen" and not results[part]["good"]:
+            # Nothing that follows may rest on a kernel that computes something else.
+            os.environ["TRAINER_VARLEN"] = "0"
+            results[part]["said"] += "; what follows is without this kernel (TRAINER_VARLEN=0)"
+        path = records.write(name, markdown(results), {"toy": TOY, "parts": results}, given.folder)
+    print(markdown(results), f"\nwritten to {path}", sep="\n")
+    return 0 if all(result["good"] for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

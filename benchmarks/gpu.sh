@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Benchmarks and checks on a machine with one or more GPUs and no network, within ten minutes.
+#
+#     benchmarks/gpu.sh [FOLDER]          FOLDER takes the results; default benchmarks/results
+#
+# Needs Python >= 3.11 with torch, transformers and accelerate. What else is missing is taken from wheels/, which `make wheels` fills on a
+# machine with a network; nothing is installed outside of a temporary folder. The first GPU is measured; the quickstarts use them all.
+#
+#     PYTHON=…          the interpreter; default python3
+#     BENCH_TOY=1       at a size for the CPU, as it also runs where there is no GPU
+#     BENCH_SECONDS=…   for all parts together; default 570
+#     BENCH_PARTS=…     some of: varlen,models,gpt2,quickstart,quickstart_bert,parity,syncs
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+results=$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/results}" && pwd)
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# conf/ and launch/ are parts of the package, which an installation would put there; here links do.
+mkdir "$work/tree" "$work/site"
+cp -r "$root"/{trainer,conf,launch,tests,benchmarks,pyproject.toml} "$work/tree/"
+ln -s ../conf "$work/tree/trainer/conf"
+ln -s ../launch "$work/tree/trainer/launch"
+
+if ! "$python" -c 'import deepspeed, hydra, matplotlib, omegaconf, wandb' 2>/dev/null; then
+    if ! compgen -G "$root/wheels/*.whl" >/dev/null; then
+        echo "$python lacks packages, and wheels/ is empty: run 'make wheels' on a machine with a network, and bring wheels/ along" >&2
+        exit 2
+    fi
+    "$python" -m pip install --disable-pip-version-check -q --no-index --no-deps --target "$work/site" "$root"/wheels/*.whl
+fi
+
+export PYTHONPATH="$work/tree:$work/site"
+export TRAINER_CACHE="${TRAINER_CACHE:-$work/cache}"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
+cd "$work/tree"
+"$python" benchmarks/gpu.py ${BENCH_PARTS:+--parts "$BENCH_PARTS"} "$results"
