@@ -56,7 +56,7 @@ class Config:
     micro_batch: Union[int, str] = placement("auto", help="rows a device takes at once, or auto")  # noqa: UP007 (OmegaConf)
     deterministic: bool = placement(False, help="bit-equal repetition on GPUs, slower")
     eval_every: int | None = placement(None, help="steps between evaluations; there is always one at the end")
-    save_every: int | None = placement(None, help="steps between checkpoints; there is always one at the end")
+    save_every: int = placement(1000, help="steps between checkpoints; there is always one at a stop and at the end")
     log_every: int = placement(10, help="steps between lines of metrics.jsonl")
     resume: Resume = placement(default_factory=Resume)
     init: Init = identity(default_factory=Init)

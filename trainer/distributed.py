@@ -101,6 +101,10 @@ def start(config: Config, place: RankEnv, store: Store | None = None) -> World:
     threads = config.device.threads or place.threads or max(1, cores() // place.local_size)  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
     device = _device(config.device.kind, place)
+    if config.deterministic:
+        # cuBLAS reads it when its handle is made, which is later.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     if single:
         return World(place.rank, place.size, place.local_rank, place.local_size, device, None, place.attempt)
 

@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from trainer.choices import ConfigError
-from trainer.config import BUDGETS, Config, Resume
-from trainer.data.corpus import open_corpus
+from trainer.config import BUDGETS, Config
+from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.deal import describe
 from trainer.data.prepare import prepare
 from trainer.micro_batch import resolve
-from trainer.run import RunDir, load_frozen
+from trainer.run import RunDir, checkpoint_of, load_frozen
 from trainer.tracking.closing import closing
 
 console = Console(highlight=False)
@@ -75,26 +75,45 @@ def make_ready(config: Config, run: RunDir, world_size: int) -> Config:
 
     Raises ConfigError before anything of an older run is touched.
     """
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not config.resume.overwrite:
+        run.accepts(config)
+    prepared = prepare(config)
+    corpus = open_corpus(prepared.corpus, prepared.rows)
+    config.task.baselines(corpus)
+    config.model.verify(corpus.vocabulary, config.sequence_length)
+    if config.init.run:
+        refuse_other_tokens(config.init.run, corpus)
     if config.resume.overwrite:
         run.clear()
-        config = dataclasses.replace(config, resume=Resume())
-    run.path.mkdir(parents=True, exist_ok=True)
-    run.accepts(config)
-    prepared = prepare(config)
-    config.task.baselines(open_corpus(prepared.corpus, prepared.rows, config))
-    config = dataclasses.replace(config, fingerprint=prepared.fingerprint)
+    config = dataclasses.replace(config, fingerprint=prepared.fingerprint, resume=dataclasses.replace(config.resume, overwrite=False))
     resumes = run.freeze(config)
     (run / "summary.json").unlink(missing_ok=True)
     (run / "stop").unlink(missing_ok=True)
     run.write_placement(corpus=str(prepared.corpus), rows=str(prepared.rows))
     micro_batch = resolve(config, run, world_size)
-    run.write_placement(micro_batch=micro_batch, world_size=world_size, strategy=config.strategy.name)
+    resolved = {"micro_batch": micro_batch, "world_size": world_size, "strategy": config.strategy.name}
+    before = {key: run.placement.get(key) for key in resolved}
+    if resumes and before != resolved:
+        run.event("placement", changed={key: [before[key], value] for key, value in resolved.items() if before[key] != value})
+    run.write_placement(**resolved, micro_batch_is_auto=config.micro_batch == "auto", device=config.device.kind)
     warning = describe(config.global_batch, world_size, micro_batch)
     if warning:
         console.print(f"[yellow]warning:[/] {warning}")
     verb = "resuming" if resumes else "training"
     console.print(f"{verb} [bold]{config.name}[/] in {run.path}: {config.strategy.name} on {world_size} process{'es' * (world_size > 1)}")
     return config
+
+
+def refuse_other_tokens(source: str, corpus: Corpus) -> None:
+    """Raise ConfigError where another run's weights were trained on other tokens: shapes may agree while ids mean other words."""
+    checkpoint = checkpoint_of(source)
+    theirs = Path(RunDir(checkpoint.parent.parent).placement.get("corpus", "")) / "tokenizer" / "tokenizer.json"
+    ours = corpus.tokenizer_path / "tokenizer.json"
+    if theirs.is_file() and ours.is_file() and theirs.read_bytes() != ours.read_bytes():
+        raise ConfigError(
+            f"init.run: {source} was trained with another tokenizer; use that one: tokenizer=pretrained tokenizer.path={theirs.parent}"
+        )
 
 
 def existing(path: str) -> RunDir:

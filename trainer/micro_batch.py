@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # A larger micro-batch must be this much faster a row, or it is not worth its memory.
 _GAIN = 1.05
 _MEMORY_SHARE = 0.8
+_REFUSED = 78  # exit code: the last line of stderr is for the user
 
 
 def resolve(config: Config, run: RunDir, world_size: int) -> int:
@@ -30,13 +31,16 @@ def resolve(config: Config, run: RunDir, world_size: int) -> int:
     if not isinstance(config.micro_batch, str):
         return config.micro_batch
     before = run.placement
-    if before.get("micro_batch") and (before.get("world_size"), before.get("strategy")) == (world_size, config.strategy.name):
+    same = {"world_size": world_size, "strategy": config.strategy.name, "device": config.device.kind, "micro_batch_is_auto": True}
+    if before.get("micro_batch") and all(before.get(key) == value for key, value in same.items()):
         return int(before["micro_batch"])
     rows = -(-config.global_batch // world_size)
     # A process of its own: an allocation that fails leaves nothing behind, and the front door never touches a device.
     trial = subprocess.run(
         [sys.executable, "-m", "trainer.micro_batch", str(run.path), str(rows), str(world_size)], capture_output=True, text=True
     )
+    if trial.returncode == _REFUSED:
+        raise ConfigError(trial.stderr.strip().splitlines()[-1])
     lines = trial.stdout.strip().splitlines()
     if trial.returncode != 0 or not lines:
         raise ConfigError(
@@ -46,7 +50,10 @@ def resolve(config: Config, run: RunDir, world_size: int) -> int:
 
 
 def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
-    """Double the micro-batch while it pays and fits: forward and backward on the longest rows, with the optimizer's state allocated."""
+    """Double the micro-batch while it pays and fits: forward and backward of the table's first rows, on one device.
+
+    A strategy that shards has more room than this trial sees, so what fits here fits there.
+    """
     import torch
 
     from trainer.data.corpus import open_corpus
@@ -82,12 +89,12 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
         except torch.OutOfMemoryError:
             break
         rate = size / seconds
-        if best and rate < _GAIN * best_rate or not _fits(device):
+        if best and (rate < _GAIN * best_rate or not _fits(device)):
             break
         best, best_rate, size = size, rate, size * 2
-    if not best:
-        raise ConfigError("micro_batch=auto: not even one row fits on the device; use a smaller model, sequence_length, or strategy=fsdp")
-    return {"micro_batch": best}
+    if not best and config.strategy.name != "fsdp":
+        raise ConfigError("micro_batch=auto: not even one row fits on the device; use a smaller model or sequence_length, or strategy=fsdp")
+    return {"micro_batch": max(1, best)}
 
 
 def _timed(once: Callable[[], None], device: torch.device) -> float:
@@ -114,4 +121,8 @@ def _fits(device: torch.device) -> bool:
 
 
 if __name__ == "__main__":
-    print(json.dumps(trial(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    try:
+        print(json.dumps(trial(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(_REFUSED)

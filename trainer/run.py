@@ -18,9 +18,10 @@ from trainer.choices import ConfigError
 from trainer.config import BUDGETS, Config, dump, flatten, identity_of, load, redacted, to_dict
 from trainer.tracking import jsonl
 
-# What `resume.overwrite=true` removes; anything else in the directory is the user's.
-_OWN = ("config.yaml", "placement.json", "metrics.jsonl", "events.jsonl", "summary.json", "report.html", "checkpoints", "logs", "model",
-        "ledger", "wandb", "wandb.json", "sample.txt", "error.json", "stop")  # fmt: skip
+# What `resume.overwrite=true` removes; anything else in the directory is the user's. Checkpoints first and config.yaml last: killed in
+# between, it must not look like a new run to the next start.
+_OWN = ("checkpoints", "summary.json", "metrics.jsonl", "events.jsonl", "report.html", "sample.txt", "model", "ledger", "logs", "wandb",
+        "wandb.json", "stop", "placement.json", "config.yaml")  # fmt: skip
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -107,8 +108,9 @@ class RunDir:
         """Write config.yaml. Returns whether this is a resume; then a changed placement is logged, and a changed identity refused."""
         self.accepts(config)
         resumes = self.holds_run
+        before = load_frozen(self.config_path) if self.config_path.exists() else config
         if resumes:
-            old, new = (flatten(redacted(to_dict(one))) for one in (load_frozen(self.config_path), config))
+            old, new = (flatten(redacted(to_dict(one))) for one in (before, config))
             changed = {key: [old.get(key), value] for key, value in new.items() if old.get(key) != value and not key.startswith("resume.")}
             if changed:
                 self.event("placement", changed=changed)
@@ -132,7 +134,10 @@ class RunDir:
         )
 
     def clear(self) -> None:
-        """Remove what a run wrote here, and nothing else."""
+        """Remove what a run wrote here, and nothing else. Raises ConfigError where the directory is not one of ours."""
+        if not self.config_path.exists():
+            return
+        load_frozen(self.config_path)
         for name in _OWN:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
@@ -147,3 +152,17 @@ def load_frozen(path: Path) -> Config:
         return load(path)
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a frozen configuration ({type(error).__name__}: {error}); name another run with name=…") from error
+
+
+def checkpoint_of(source: str) -> Path:
+    """The checkpoint folder that `init.run=runs/x` (its newest) or `init.run=runs/x@step` names. Raises ConfigError where there is none."""
+    path, _, step = source.rpartition("@")
+    if not path or not step.isdecimal():
+        path, step = source, ""
+    checkpoints = RunDir(path).checkpoints
+    found = {int(folder.parent.name.removeprefix("step-")): folder.parent for folder in checkpoints.glob("step-*/COMMIT")}
+    wanted = int(step) if step else max(found, default=None)
+    if wanted not in found:
+        have = ", ".join(str(known) for known in sorted(found)) or "none"
+        raise ConfigError(f"init.run: {source}: no such checkpoint; steps in {checkpoints}: {have}")
+    return found[wanted]

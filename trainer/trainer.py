@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.checkpoint.files import folder_of
-from trainer.checkpoint.opening import Opened, open_newest, open_one
+from trainer.checkpoint.opening import open_newest, open_one
 from trainer.checkpoint.store import prune, save
 from trainer.choices import ConfigError
 from trainer.config import Config, digest
@@ -34,7 +33,7 @@ from trainer.evaluation import evaluate, held_out_loader
 from trainer.export import export
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_peak, work_of
-from trainer.run import RunDir
+from trainer.run import RunDir, checkpoint_of
 from trainer.settings import NanPolicy
 from trainer.strategies.proof import prove
 from trainer.streams import seed_all
@@ -69,16 +68,6 @@ def budget(config: Config, rows: int, row_tokens: int) -> int:
     return math.ceil(config.tokens * rows / row_tokens)
 
 
-def weights_of(source: str, world: World) -> Opened:
-    """The checkpoint that `init.run=runs/x` (its newest) or `init.run=runs/x@step` names. Raises ConfigError where there is none."""
-    path, _, step = source.partition("@")
-    checkpoints = RunDir(path).checkpoints
-    found = open_one(folder_of(checkpoints, int(step)), world) if step else open_newest(checkpoints, world)
-    if found is None:
-        raise ConfigError(f"init.run: {source}: no checkpoint in {checkpoints}")
-    return found
-
-
 class Training:
     """A run on this rank."""
 
@@ -87,7 +76,9 @@ class Training:
         self.task = config.task
         self.step = 0  # steps consumed, dropped ones included
         self.position = 0  # samples consumed: the whole data state
+        self.saved_at = -1
         self.tokens = 0
+        self.spans: dict[int, tuple[int, int]] = {}  # positions of the steps since the last log line
         self.last: dict[str, Any] = {}
         self.evaluated: dict[str, Any] = {}
         self.evaluated_at = -1
@@ -131,7 +122,6 @@ class Training:
         batch = rehearsal.micro_batches[0].to(self.world.device)
 
         def backward(scale: float) -> None:
-            seed_all(self.config.seed, "proof")
             losses = self.placement.module(batch)
             self.placement.accumulate(objective(losses, self.task.terms, rehearsal.targets) * scale, last=True)
 
@@ -148,8 +138,15 @@ class Training:
         if opened is not None:
             self.placement.load(opened.read)
             self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
+            self.saved_at = self.step
+            if self.loader.total < self.position:
+                raise ConfigError(
+                    f"{self.run.path}: {self.position} samples are consumed, but the budget is {self.loader.total}; give a larger one"
+                )
+            # Also after an extension of a run whose last batch was short: what is left decides, not step × global batch.
+            self.steps = self.step + -(-(self.loader.total - self.position) // config.global_batch)
         elif config.init.run:
-            self.placement.load_parameters(weights_of(config.init.run, world).read)
+            self.placement.load_parameters(open_one(checkpoint_of(config.init.run), world).read)
         events = self.run.events()
         self.meter = Meter(
             self.task.terms,
@@ -176,7 +173,8 @@ class Training:
         with no_garbage_collection():
             while self.step < self.steps:
                 if self.stop.should_stop(self.step + 1):
-                    self._log()
+                    if not self._log():
+                        return Outcome.halted
                     self._save()
                     self._event("stop", reason=self.stop.reason)
                     return Outcome.stopped
@@ -193,11 +191,13 @@ class Training:
 
                 self._consume(step, norm, applied)
                 self.trackers.advance(self.step)
-                if self._due(config.log_every) and not self._log():
+                saving = self._due(config.save_every)
+                # Nothing is saved that has not been looked at: a checkpoint behind a step that halts the run would hide it.
+                if (self._due(config.log_every) or saving) and not self._log():
                     return Outcome.halted
                 if config.eval_every and self._due(config.eval_every):
                     self._evaluate()
-                if config.save_every and self._due(config.save_every) and self.step < self.steps:
+                if saving:
                     self._save()
         return Outcome.finished
 
@@ -205,6 +205,7 @@ class Training:
         """A dropped step has consumed its batch and its slot of the schedule like any other."""
         self.step += 1
         self.position = step.stop
+        self.spans[self.step] = (step.start, step.stop)
         self.tokens += step.tokens
         self.meter.close(self.step, norm, applied, step.tokens, step.samples)
         if self.config.tracking.ledger:  # type: ignore[attr-defined]
@@ -227,10 +228,10 @@ class Training:
         self.trackers.log(self.step, {key: value for key, value in self.last.items() if key not in ("step", "applied")})
         dropped = [figures["step"] for figures in steps if not figures["applied"]]
         for number in dropped:
-            start = (number - 1) * self.config.global_batch
-            rows, epochs = self.loader.order.at(start, min(start + self.config.global_batch, self.loader.total))
+            rows, epochs = self.loader.order.at(*self.spans[number])
             policy = self.config.survival.nan  # type: ignore[attr-defined]
             self._event("nan", at=number, policy=policy.value, rows=rows.tolist(), epoch=int(epochs[0]))
+        self.spans.clear()
         return not (dropped and self.config.survival.nan is NanPolicy.halt)  # type: ignore[attr-defined]
 
     def _evaluate(self) -> None:
@@ -240,13 +241,17 @@ class Training:
         self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in self.evaluated.items()})
 
     def _save(self) -> None:
-        """Write a checkpoint of what the loop has consumed so far."""
+        """Write a checkpoint of what the loop has consumed so far, unless that is saved already."""
+        if self.saved_at == self.step:
+            return
         with self.meter.paused():
+            gc.collect()  # the same step on every rank
             begun = time.perf_counter()
             state = {"step": self.step, "position": self.position, "tokens": self.tokens, "digest": digest(self.config)}
             path = save(self.run.checkpoints, self.step, self.placement, state, self.world)
             if self.world.leads:
                 prune(self.run.checkpoints, self.config.checkpoint.keep)  # type: ignore[attr-defined]
+            self.saved_at = self.step
             self._event("checkpoint", path=path.name, seconds=time.perf_counter() - begun)
 
     def _event(self, kind: str, **fields: Any) -> None:

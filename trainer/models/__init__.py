@@ -33,6 +33,9 @@ class Model(Choice, group="model"):
 
     objectives: ClassVar[tuple[str, ...]] = ()
 
+    def verify(self, vocabulary: Vocabulary, sequence_length: int) -> None:
+        """Raise ConfigError where this model cannot take the tokens or the length; called before launch, reads no weights."""
+
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
         """The model with the head of an objective (`causal`, `pretraining`), fp32, on the CPU, from the default generator."""
         raise NotImplementedError

@@ -29,24 +29,29 @@ class Pretrained(Model):
                 "model.trust_remote_code: true needs model.revision=<commit>, so that the code that runs is the code you read"
             )
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoModelForPreTraining
+    def verify(self, vocabulary: Vocabulary, sequence_length: int) -> None:
+        from transformers import AutoConfig
 
-        auto = {"causal": AutoModelForCausalLM, "pretraining": AutoModelForPreTraining}[objective]
-        model = self._load(auto.from_pretrained, dtype=torch.float32)
-        rows = model.get_input_embeddings().weight.shape[0]
-        if vocabulary.size > rows:
+        config = self._load(AutoConfig.from_pretrained)
+        rows = getattr(config, "vocab_size", None)
+        if rows is not None and vocabulary.size > rows:
             raise ConfigError(
                 f"tokenizer: its largest id is {vocabulary.size - 1}, but the embedding of {self.path} has {rows} rows; "
                 f"use the model's own tokenizer: tokenizer=pretrained tokenizer.path={self.path}"
             )
-        positions = getattr(model.config, "max_position_embeddings", None)
+        positions = getattr(config, "max_position_embeddings", None)
         if positions is not None and sequence_length > positions:
             raise ConfigError(
                 f"sequence_length: {sequence_length} is longer than the {positions} positions of model.path: {self.path}; "
                 f"set sequence_length={positions}"
             )
+
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForPreTraining
+
+        auto = {"causal": AutoModelForCausalLM, "pretraining": AutoModelForPreTraining}[objective]
+        model: PreTrainedModel = self._load(auto.from_pretrained, dtype=torch.float32)
         return model
 
     def _load(self, loader: Any, **options: Any) -> Any:
