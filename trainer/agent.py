@@ -2,10 +2,10 @@
 
 A rank that dies takes its attempt with it: the others are killed, the root cause is shown first, and the run restarts from its newest
 checkpoint, unless restarts have stopped making progress. Only the agent takes signals: SIGINT, SIGTERM and SIGHUP ask the ranks to save and
-stop; a second SIGINT kills them. Never imports torch.
+stop; a SIGINT after any of these kills them. Never imports torch.
 
 Exit codes: 0 finished, 128 + signal when stopped and saved, 75 when stopped by the stop file, 78 when a restart would not help,
-137 when killed by a second SIGINT, else 1.
+137 when killed by that SIGINT, else 1.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Agent:
             self.run.event("restart", attempt=attempt, from_step=max(newest, 0), restart=spent)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        # SIGTERM may come several times, from a service manager to all processes and from the front door; only a second Ctrl-C kills.
-        if number == signal.SIGINT and self._asked is signal.SIGINT:
+        # SIGTERM may come several times, from a service manager to all processes and from the front door; only a Ctrl-C after it kills.
+        if number == signal.SIGINT and self._asked is not None:
             self._kill = True
         self._asked = self._asked or signal.Signals(number)
 

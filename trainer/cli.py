@@ -17,7 +17,11 @@ from trainer import verbs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0 done, 1 an error that was explained, 2 words that are no command, 130 interrupted."""
+    """Run one verb. Returns the exit code.
+
+    0 done, 1 an error that was explained, 2 words that are no command, 75 stopped by the stop file, 78 halted or refused by a rank,
+    129, 130 or 143 stopped by a signal and saved (130 also: interrupted before the launch), 137 killed, 141 nobody reads the output.
+    """
     words = sys.argv[1:] if argv is None else list(argv)
     names = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
     if not words or words[0] in ("-h", "--help", "help"):

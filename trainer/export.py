@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.checkpoint.files import flush
 from trainer.choices import ConfigError
 
 if TYPE_CHECKING:
@@ -29,18 +30,26 @@ def export(placement: Placement, corpus: Corpus, path: Path, world: World) -> No
             return
         model: Any = module.model
         whole = unpadded(model, corpus.vocabulary.size, corpus.vocabulary.padded)
+        for left in path.parent.glob(f".{path.name}.[0-9]*"):
+            shutil.rmtree(left)  # of an export that was killed
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        shutil.rmtree(aside, ignore_errors=True)
         disable_progress_bar()
         whole.save_pretrained(aside)
         shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
-        if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            path.replace(old)
-            aside.replace(path)
-            shutil.rmtree(old)
-        else:
-            aside.replace(path)
+        replace_folder(aside, path)
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Put a folder in the place of another, on the disk before it is visible; what a kill half-way left of the older one is removed."""
+    for written in (*aside.rglob("*"), aside):
+        flush(written)
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.replace(old)
+    aside.replace(path)
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def unpadded(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:

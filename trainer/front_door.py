@@ -20,6 +20,7 @@ from trainer.data.prepare import prepare
 from trainer.micro_batch import resolve
 from trainer.run import RunDir, checkpoint_of, load_frozen
 from trainer.tracking.closing import closing
+from trainer.tracking.report import REPORT
 
 console = Console(highlight=False)
 
@@ -52,6 +53,8 @@ def train(config: Config) -> Run:
     with run.locked() as lock:
         if is_finished(run, config):
             console.print(f"{config.name} is finished: {run.path}. Start anew with resume.overwrite=true, or name another run with name=…")
+            if not (run / REPORT).exists():
+                closing(run.path, console)  # the process before ended between the run's end and its report
             return Run(run.path, 0)
         world_size = config.launcher.ready(config)
         handle = config.launcher.submit(run.path, make_ready(config, run, world_size), lock=lock.fileno())

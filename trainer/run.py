@@ -68,9 +68,11 @@ class RunDir:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one line to events.jsonl: a short write in append mode is whole even with several writers."""
-        line = json.dumps({"time": time.time(), "kind": kind, **redacted(fields)}, default=str) + "\n"
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(line)
+        lines = jsonl.Lines(self.path / jsonl.EVENTS)  # mends a line torn by a kill or a full disk
+        try:
+            lines.append({"time": time.time(), "kind": kind, **redacted(fields)})
+        finally:
+            lines.close()
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
         """The events so far, of one kind or all."""

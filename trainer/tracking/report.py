@@ -206,7 +206,7 @@ def relative(path: Path) -> str:
         return str(path)
 
 
-_GOOD, _BAD = ("finish", "checkpoint"), ("nan", "restart", "failed", "error", "crash", "halt", "giveup")
+_GOOD, _BAD = ("finish", "checkpoint"), ("nan", "restart", "failure", "give_up", "killed", "fallback", "halt")
 
 
 def _event(event: dict[str, Any], first: float | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ SUMMARY = "train a model, or go on with a run: the same command"
 
 
 def run(words: list[str]) -> int:
-    """Compose, prepare, launch, wait. A multirun (-m) launches one job after the other."""
+    """Compose, prepare, launch, wait. A multirun (-m) launches one job after the other, until one is stopped or killed."""
     from trainer.environment import foreign_rank
 
     if foreign_rank(os.environ) is not None:
@@ -23,6 +23,7 @@ def run(words: list[str]) -> int:
     if request is None:
         return 0
     from trainer.front_door import console, train
+    from trainer.survival import STOPPED
 
     code = 0
     for number, config in enumerate(request):
@@ -30,7 +31,7 @@ def run(words: list[str]) -> int:
             console.rule(f"job {number + 1} of {len(request)}: {config.output_dir}")
         done = train(config)
         code = code or done.exit_code
-        if done.exit_code in (130, 143):
+        if done.exit_code == STOPPED or done.exit_code >= 128:
             break
     sys.stdout.flush()
     return code
