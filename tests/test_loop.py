@@ -13,8 +13,11 @@ import torch
 
 from tests.distributed import run_distributed
 from tests.loops import BERT, GPT, StopAfter, ledger, lines, losses, ready, single, train, training, write_texts
+from trainer import compose
+from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
 from trainer.evaluation import evaluate
+from trainer.front_door import make_ready
 from trainer.run import RunDir, load_frozen
 from trainer.streams import seed_all
 from trainer.tasks import Pick
@@ -280,3 +283,77 @@ def test_another_runs_weights_are_a_start(tmp_path, texts):
     here = training(single(), path)
     assert here.step == 0 and here.placement.scalars()["optimizer_step"] == 0
     assert all(torch.equal(tensor, weights[name]) for name, tensor in here.placement.task_module.state_dict().items())
+
+
+def test_c13_an_extension_goes_on_where_a_short_last_batch_ended(tmp_path, texts):
+    """Epochs 1 → 2 with a batch that does not divide: every row twice, and none of the second pass left out."""
+    first = ready(tmp_path, texts, "epochs=1", "global_batch=7")
+    train(single(), first)
+    ready(tmp_path, texts, "epochs=2", "global_batch=7", "resume.extend=true")
+    here = training(single(), first)
+    assert here.loop() is Outcome.finished
+    rows = len(open_rows(first, "train"))
+    assert here.position == 2 * rows and Counter(ledger(first)) == dict.fromkeys(range(rows), 2)
+
+
+def test_c18_a_halt_is_not_passed_by_a_save_or_a_stop(tmp_path, texts):
+    """A step that was dropped between two log lines: neither a checkpoint nor a stop behind it hides it from the policy."""
+    path = ready(tmp_path, texts, "log_every=100", "save_every=4", "survival.nan=halt")
+    here = training(single(), path)
+    poison(here, at=3)
+    assert here.loop() is Outcome.halted
+    assert not list((path / "checkpoints").glob("step-*"))
+    stopped = ready(tmp_path, texts, "log_every=100", name="stopped")
+    here = training(single(), stopped, StopAfter(4))
+    poison(here, at=3)
+    assert here.loop() is Outcome.halted
+    again = training(single(), stopped)
+    poison(again, at=3)
+    assert again.step == 0 and again.loop() is Outcome.halted
+
+
+def test_overwriting_is_refused_before_anything_is_lost(tmp_path, texts):
+    """A mistake in the same command: the old run is still there."""
+    path = ready(tmp_path, texts)
+    train(single(), path)
+    with pytest.raises(ConfigError, match="nowhere"):
+        ready(tmp_path, tmp_path / "nowhere", "resume.overwrite=true")
+    assert len(losses(path)) == 6 and (path / "config.yaml").exists()
+    ready(tmp_path, texts, "resume.overwrite=true", "optim.lr=1e-4")
+    assert not (path / "metrics.jsonl").exists()
+    assert not load_frozen(path / "config.yaml").resume.overwrite
+
+
+def test_weights_of_other_tokens_are_refused(tmp_path, texts):
+    source = ready(tmp_path, texts, name="source")
+    train(single(), source, last=1)
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        ready(tmp_path, texts, f"init.run={source}", "tokenizer.vocab_size=310", name="other")
+    with pytest.raises(ConfigError, match=r"steps in .*: 1"):
+        ready(tmp_path, texts, f"init.run={source}@7", name="missing")
+
+
+def test_b04_b03_a_pretrained_model_that_does_not_fit_is_told_before_launch(tmp_path, texts):
+    """What its config.json says is held against the tokenizer and the length, without its weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "model"
+    GPT2LMHeadModel(GPT2Config(vocab_size=200, n_positions=64, n_embd=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    pretrained = ("model=pretrained", f"model.path={folder}")
+    with pytest.raises(ConfigError, match=r"largest id is 299, but the embedding of .* has 200 rows"):
+        ready_pretrained(tmp_path, texts, *pretrained)
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=16, n_embd=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="32 is longer than the 16 positions"):
+        ready_pretrained(tmp_path, texts, *pretrained)
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=32, n_embd=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    path = ready_pretrained(tmp_path, texts, *pretrained)
+    train(single(), path)
+    assert losses(path)[-1] < losses(path)[0]
+
+
+def ready_pretrained(tmp_path, texts, *words):
+    shape = ("data=text", f"data.path={texts}/*.txt", "tokenizer.vocab_size=300", "sequence_length=32", "global_batch=8", "micro_batch=4")
+    rest = ("steps=6", "strategy=single", "tracking.wandb=off", "log_every=1", f"output_dir={tmp_path / 'pretrained'}")
+    config = compose(*words, *shape, *rest)
+    make_ready(config, RunDir(config.output_dir), 1)
+    return tmp_path / "pretrained"
