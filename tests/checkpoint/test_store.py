@@ -8,6 +8,7 @@ import pickle
 import resource
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -75,11 +76,84 @@ def test_saving_a_step_again_replaces_it(root):
     assert value(open_newest(root, ALONE)) == 21.0
 
 
+def names(root):
+    return sorted(path.name for path in root.iterdir())
+
+
 def test_prune_keeps_the_newest(root):
     (root / ".step-0000030.partial").mkdir()
-    (root / "step-0000040").mkdir()  # another's, or a save in flight: not committed
-    prune(root, 1)
-    assert sorted(path.name for path in root.iterdir()) == ["step-0000020", "step-0000040"]
+    (root / "step-0000005").mkdir()  # never committed
+    prune(root, 1, 20)
+    assert names(root) == ["step-0000020"]
+
+
+def test_f10_prune_after_a_fall_back_keeps_the_good_one(root):
+    """20 was passed over as damaged; the run went on from 10 and saved 15: the newest good one, whatever lies above it."""
+    save(root, 15, Fixed(15.0), {}, ALONE)
+    prune(root, 1, 15)
+    assert names(root) == ["step-0000015"]
+
+
+def test_b08_a_save_that_was_never_committed_is_no_damage(tmp_path):
+    """The first save, killed: there is nothing to lose, so the run begins anew, and says what it left aside."""
+    (tmp_path / "step-0000010").mkdir()
+    (tmp_path / ".step-0000020.partial").mkdir()
+    lines = []
+    assert open_newest(tmp_path, ALONE, lines.append) is None
+    assert "step-0000010 has no COMMIT" in lines[0]
+
+
+def test_f08_committed_before_it_is_named(root):
+    """Killed within the last rename: at no moment of a save is a step that was saved lost."""
+    folder = folder_of(root, 20)
+    folder.rename(root / ".step-0000020.partial")
+    opened = open_newest(root, ALONE)
+    assert (opened.step, value(opened)) == (20, 20.0)
+    save(root, 30, Fixed(30.0), {}, ALONE)
+    assert [step for step, _ in committed(root)] == [10, 20, 30] and folder.is_dir()
+
+
+def saves_again(root, pipe):
+    for number in itertools.count(21):
+        save(Path(root), 20, Fixed(float(number)), {}, ALONE)
+        pipe.send(number)
+
+
+def test_f08_killed_while_saving_a_step_again(tmp_path):
+    for delay in (0.0, 0.0013, 0.0029, 0.0041, 0.0073):
+        process, pipe = fork(saves_again, str(tmp_path))
+        seen = max(pipe.recv() for _ in range(3))
+        time.sleep(delay)
+        process.kill()
+        process.join()
+        assert value(open_newest(tmp_path, ALONE)) >= seen
+        shutil.rmtree(tmp_path)
+
+
+def dies_before_rename(number):
+    """Save, and end like a kill at the rename of that number."""
+    seen = itertools.count()
+    sys.addaudithook(lambda event, _: os.kill(os.getpid(), signal.SIGKILL) if event == "os.rename" and next(seen) == number else None)
+
+
+def saves_twice(root, number, pipe):
+    save(Path(root), 20, Fixed(20.0), {}, ALONE)
+    dies_before_rename(number)
+    save(Path(root), 20, Fixed(21.0), {}, ALONE)
+    pipe.send("done")
+
+
+def test_f08_killed_at_every_rename_of_a_save(tmp_path):
+    """Each moment by number: writing the index, the manifest and COMMIT, the old folder out of sight, the new one into its place."""
+    values = []
+    for number in range(10):
+        root = tmp_path / str(number)
+        process, pipe = fork(saves_twice, str(root), number)
+        process.join()
+        values.append(value(open_newest(root, ALONE)))
+        if process.exitcode == 0:
+            break
+    assert process.exitcode == 0 and len(values) >= 5 and set(values) == {20.0, 21.0} and values == sorted(values)
 
 
 def flip(path):

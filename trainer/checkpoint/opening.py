@@ -35,12 +35,13 @@ class Opened:
 def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda line: None) -> Opened | None:
     """The newest whole checkpoint below root, the same on all ranks; None where there is none at all.
 
-    log: told of each checkpoint that is passed over, on rank 0. Raises CheckpointError where there are some, but none is whole: to begin
-    anew silently would lose them.
+    log: told of each checkpoint that is passed over, on rank 0. Raises CheckpointError where some were committed, but none is whole: to
+    begin anew silently would lose them.
     """
-    words = exchange(world, "checkpoint/list", json.dumps([str(folder) for _, folder in folders(root)] if world.leads else None))
+    found = [(str(folder), (folder / COMMIT).exists()) for _, folder in folders(root)] if world.leads else None
+    found = json.loads(exchange(world, "checkpoint/list", json.dumps(found))[0])
     problems: list[str] = []
-    for folder in map(Path, reversed(json.loads(words[0]))):
+    for folder in (Path(name) for name, _ in reversed(found)):
         manifest, complaint = _verified(folder, world)
         if manifest is not None:
             reader = Reader(folder, manifest)
@@ -48,6 +49,10 @@ def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda li
                 log(f"going on from {folder}; passed over: {'; '.join(problems)}")
             return Opened(folder, manifest["step"], manifest["state"], reader, problems)
         problems.append(complaint)
+    if problems and not any(was_committed for _, was_committed in found):
+        if world.leads:
+            log(f"no checkpoint in {root} yet; passed over: {'; '.join(problems)}")
+        return None
     if problems:
         raise CheckpointError(
             f"no checkpoint in {root} is whole: {'; '.join(problems)}; restore one of them, or start anew with resume.overwrite=true"

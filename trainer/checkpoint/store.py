@@ -3,7 +3,8 @@
     checkpoints/step-0000100/  rank-00000.safetensors …  manifest.json  COMMIT
 
 The manifest lists every piece (name, kind, shape, box, file, key), each file's bytes and SHA-256, scalars, and the state of the loop.
-COMMIT holds the manifest's own SHA-256. A folder without it is no checkpoint.
+COMMIT holds the manifest's own SHA-256. A folder without it is no checkpoint. It is written aside too, so that a folder shows up whole;
+a save that was killed between COMMIT and the last rename counts, and the next one finishes it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def save(root: Path, step: int, placement: Placement, state: dict[str, Any], wor
     """
     final = folder_of(root, step)
     aside = root / f".{final.name}.partial"
-    _agreed(world, "checkpoint/begin", lambda: _begin(aside) if world.leads else None)
+    _agreed(world, "checkpoint/begin", lambda: _begin(root, aside) if world.leads else None)
     entries = _agreed(world, "checkpoint/write", lambda: _write_shard(aside, world.rank, placement.pieces()))
     _agreed(world, "checkpoint/commit", lambda: _commit(aside, final, step, entries, placement.scalars(), state) if world.leads else None)
     return final
@@ -54,7 +55,8 @@ def _agreed(world: World, topic: str, act: Callable[[], Any]) -> list[Any]:
     return [word["done"] for word in words]
 
 
-def _begin(aside: Path) -> None:
+def _begin(root: Path, aside: Path) -> None:
+    _finish_interrupted(root)
     shutil.rmtree(aside, ignore_errors=True)  # left by a save that was killed
     aside.mkdir(parents=True)
 
@@ -89,11 +91,21 @@ def _commit(aside: Path, final: Path, step: int, shards: list[dict[str, Any]], s
     _require_tiling(pieces)
     manifest = {"format": FORMAT, "step": step, "scalars": scalars, "state": state, "files": shards, "pieces": pieces}
     checksum = write_json(aside / MANIFEST, manifest)
-    # One of this step may lie there, damaged, when a run fell back behind it and came by again.
+    write_json(aside / COMMIT, {"manifest_sha256": checksum})
+    _show(aside, final)
+
+
+def _show(aside: Path, final: Path) -> None:
+    """Give a committed folder its name. One of this step may lie there, damaged, when a run fell back behind it and came by again."""
     remove(final)
     aside.rename(final)
     flush(final.parent)
-    write_json(final / COMMIT, {"manifest_sha256": checksum})
+
+
+def _finish_interrupted(root: Path) -> None:
+    for step, folder in committed(root):
+        if folder != folder_of(root, step):
+            _show(folder, folder_of(root, step))
 
 
 def _require_tiling(pieces: list[dict[str, Any]]) -> None:
@@ -115,15 +127,26 @@ def committed(root: Path) -> list[tuple[int, Path]]:
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
-    """Folders named as checkpoints, committed or not, oldest first."""
+    """Folders of checkpoints, committed or not, oldest first; of a step without one, what a save has committed but not yet named."""
     if not root.is_dir():
         return []
-    return sorted((step, folder) for folder in root.iterdir() if (step := step_of(folder)) is not None)
+    found = {step: folder for folder in root.iterdir() if (step := step_of(folder)) is not None}
+    for aside in root.glob(f".step-*.partial/{COMMIT}"):
+        step = step_of(Path(aside.parent.name.removeprefix(".").removesuffix(".partial")))
+        if step is not None:
+            found.setdefault(step, aside.parent)
+    return sorted(found.items())
 
 
-def prune(root: Path, keep: int) -> None:
-    """Delete all but the newest committed checkpoints, and what killed saves have left; called by one rank, outside of a save."""
-    for _, folder in committed(root)[:-keep]:
-        remove(folder)
+def prune(root: Path, keep: int, newest: int) -> None:
+    """Keep the newest committed checkpoints up to step `newest`, which was saved last; called by one rank, outside of a save.
+
+    Those above it were passed over as damaged: they neither count nor stay. What killed saves have left goes too.
+    """
+    _finish_interrupted(root)
+    kept = [folder for step, folder in committed(root) if step <= newest][-keep:]
+    for _, folder in folders(root):
+        if folder not in kept:
+            remove(folder)
     for left in root.glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)
