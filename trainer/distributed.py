@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import time
@@ -55,12 +56,13 @@ def connect(place: RankEnv) -> Store:
             stacklevel=2,
         )
     serves = place.rank == 0 and not place.joins
+    address = _reachable(place.address) if serves and place.size > place.local_size else place.address
     descriptor = None
     if serves:
-        descriptor = place.store_fd if place.store_fd is not None else _listen(place.address, place.port)
+        descriptor = place.store_fd if place.store_fd is not None else _listen(address, place.port)
     try:
         store = TCPStore(
-            place.address,
+            address,
             place.port,
             None,
             serves,
@@ -71,6 +73,29 @@ def connect(place: RankEnv) -> Store:
     except (DistError, RuntimeError) as error:
         raise ConnectionError(f"no store at {place.address}:{place.port} for rank {place.rank} of {place.size}: {error}") from error
     return PrefixStore(f"attempt-{place.attempt}", store)
+
+
+def _reachable(name: str) -> str:
+    """Where rank 0 serves other nodes: the name, or this host's outward address where its own name is an alias of loopback.
+
+    Debian's installers put the host name at 127.0.1.1: rank 0 would hear nobody, while the others resolve the name to its true address.
+    """
+    try:
+        found = {ipaddress.ip_address(str(info[4][0])) for info in socket.getaddrinfo(name, None)}
+    except (OSError, ValueError):
+        return name  # listening says what is wrong with it
+    own = name.split(".")[0] == socket.gethostname().split(".")[0]
+    if not own or not all(address.is_loopback for address in found):
+        return name
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: the kernel only chooses the interface towards other networks
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConnectionError(
+            f"rank 0 would listen on {name}, which is {min(map(str, found))} here and out of the other nodes' reach; "
+            "set MASTER_ADDR to this host's address on their network"
+        ) from error
 
 
 def _listen(address: str, port: int) -> int:

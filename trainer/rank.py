@@ -87,6 +87,11 @@ def foreign(words: list[str]) -> int:
         place = dataclasses.replace(place, attempt=run.attempt)
         try:
             code = train_in_place(run.path, place, run.config, _train, store=store)
+            if code == FINISHED and place.rank == 0:
+                from trainer.front_door import console
+                from trainer.tracking.closing import closing
+
+                closing(run.path, console)
         except RankError as wrapped:
             if isinstance(wrapped.__cause__, ConfigError):
                 raise wrapped.__cause__ from None
@@ -123,12 +128,22 @@ def _read(path: Path) -> Config:
 
 
 def _train(config: Config, world: World, run: RunDir, stop: Stop) -> int:
+    from trainer.checkpoint.files import CheckpointError
+    from trainer.exchange import exchange
+    from trainer.strategies.proof import ProofError
     from trainer.trainer import Outcome, Training
 
-    training = Training(config, world, run, stop)
+    try:
+        training = Training(config, world, run, stop)
+    except (CheckpointError, ProofError) as error:
+        raise ConfigError(str(error)) from error  # the next attempt would find the same
     outcome = training.loop()
     if outcome is Outcome.finished:
         training.finish()
+    else:
+        training.trackers.finish()
+        # The agent kills the ranks that are left soon after the first has halted; rank 0 may still be sending figures.
+        exchange(world, "end", "")
     return {Outcome.finished: FINISHED, Outcome.stopped: STOPPED, Outcome.halted: HALTED}[outcome]
 
 

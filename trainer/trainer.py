@@ -250,7 +250,7 @@ class Training:
             state = {"step": self.step, "position": self.position, "tokens": self.tokens, "digest": digest(self.config)}
             path = save(self.run.checkpoints, self.step, self.placement, state, self.world)
             if self.world.leads:
-                prune(self.run.checkpoints, self.config.checkpoint.keep)  # type: ignore[attr-defined]
+                prune(self.run.checkpoints, self.config.checkpoint.keep, self.step)  # type: ignore[attr-defined]
             self.saved_at = self.step
             self._event("checkpoint", path=path.name, seconds=time.perf_counter() - begun)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from trainer.choices import ConfigError
 from trainer.config import to_dict
 from trainer.run import RunDir, load_frozen, write_atomically
 from trainer.tracking.report import SAMPLE, hints, relative, shown, write
+
+T = TypeVar("T")
 
 _TOKENS = 120
 
@@ -22,20 +24,32 @@ def closing(path: Path, console: Console) -> None:
     """Write sample.txt and report.html of a finished run, and print what a person wants to know of it."""
     run = RunDir(path)
     config = load_frozen(run.config_path)
-    sample = sample_of(run, config)
+    sample = _extra(console, "sample", lambda: sample_of(run, config)) or ""
     if sample:
         write_atomically(run / SAMPLE, sample + "\n")
-    page = write(run.path)
+    page = _extra(console, "report", lambda: write(run.path))
     summary = run.summary or {}
     console.print()
     console.print(figures(summary))
     if sample:
         console.print("\n[bold]what the model writes[/]")
         console.print(Padding(escape(sample), (0, 2)), soft_wrap=False)
-    console.print(f"\n[bold]report[/]  {escape(relative(page))}\n[bold]model[/]   {escape(relative(run / 'model'))}/", soft_wrap=True)
+    console.print()
+    if page is not None:
+        console.print(f"[bold]report[/]  {escape(relative(page))}", soft_wrap=True)
+    console.print(f"[bold]model[/]   {escape(relative(run / 'model'))}/", soft_wrap=True)
     console.print("\n[bold]what to try next[/]")
     for hint in hints(run.path, to_dict(config), summary)[:2]:
         console.print(f"  {escape(hint['text'])}\n    {escape(hint['command']).replace(chr(10), chr(10) + '    ')}", soft_wrap=True)
+
+
+def _extra(console: Console, name: str, make: Callable[[], T]) -> T | None:
+    """What make returns; where it fails, None and a line that says so: the run is finished and saved, and this is no part of it."""
+    try:
+        return make()
+    except Exception as error:
+        console.print(escape(f"no {name}: {type(error).__name__}: {error}".splitlines()[0]), soft_wrap=True)
+        return None
 
 
 def figures(summary: dict[str, Any]) -> Table:
@@ -75,17 +89,13 @@ def figures(summary: dict[str, Any]) -> Table:
 
 
 def sample_of(run: RunDir, config: Any) -> str:
-    """What the model in `model/` writes, or fills in; nothing where its kind is not known."""
+    """What the model in `model/` writes, or fills in. Raises whatever comes up: a plugin's model may be none that can be opened."""
     from trainer.data.corpus import open_corpus
     from trainer.generation import open_writer
 
-    try:
-        writer = open_writer(run / "model", config.sequence_length)
-        if not writer.fills:
-            return writer.write("def " if config.data.name == "stdlib" else "", _TOKENS, seed=config.seed)
-        resolved = run.placement
-        split = open_corpus(resolved["corpus"], resolved["rows"], config).split("eval")
-        return writer.restore(split.tokens.read(0, min(48, len(split.tokens), config.sequence_length - 2)).tolist())
-    except (ConfigError, OSError, KeyError):
-        # The run is done and saved; a sample is an extra.
-        return ""
+    writer = open_writer(run / "model", config.sequence_length)
+    if not writer.fills:
+        return writer.write("def " if config.data.name == "stdlib" else "", _TOKENS, seed=config.seed)
+    resolved = run.placement
+    split = open_corpus(resolved["corpus"], resolved["rows"], config).split("eval")
+    return writer.restore(split.tokens.read(0, min(48, len(split.tokens), config.sequence_length - 2)).tolist())
