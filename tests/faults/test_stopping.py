@@ -58,6 +58,19 @@ def test_f07_sigterm_to_every_supervisor_saves_first(tmp_path: Path) -> None:
     finish(run, 150)
 
 
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+def test_f17_ctrl_c_after_another_request_kills(tmp_path: Path, first: signal.Signals) -> None:
+    """As the agent's line says, whatever it was that asked first."""
+    run = new_run(tmp_path / "run", steps=1000)
+    with launched(run, processes=1, faults=[{"rank": 0, "step": 3, "kind": "hang"}]) as handle:
+        until(lambda: len(steps(run)) == 2)
+        for _ in range(2):
+            handle.agent.send_signal(first)
+            until(lambda: events(run, "stop_request"))
+        handle.agent.send_signal(signal.SIGINT)
+        assert handle.agent.wait(timeout=10) == KILLED
+
+
 def test_f17_a_second_ctrl_c_kills(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", steps=1000, save_every=4)
     environment_fault = '[{"rank": 1, "step": 8, "kind": "child"}, {"rank": 1, "step": 9, "kind": "hang"}]'

@@ -30,6 +30,7 @@ def read(path: Path) -> SimpleNamespace:
         strategy=SimpleNamespace(processes=None, name="standin"),
         device=SimpleNamespace(kind="cpu", threads=None),
         survival=SimpleNamespace(timeout_seconds=30.0),
+        deterministic=False,
         **fields,
     )
 
