@@ -17,6 +17,7 @@ import pytest
 
 from tests.launch.processes import family, until
 from tests.launch.standin import ROOT
+from trainer.survival import STOPPED
 from trainer.survival.attempts import newest_committed
 
 STEPS = 90
@@ -134,3 +135,17 @@ def test_under_torchrun_a_mistake_is_told_once_and_ends_all(tmp_path: Path, text
     said = capfd.readouterr().err
     assert said.count("optm") and said.count("error: ") == 1 and "optim" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_under_torchrun_a_finished_run_has_its_report(tmp_path: Path, texts: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert start(tmp_path / "run", texts, "steps=2", launcher=torchrun).wait(timeout=120) == 0
+    assert (tmp_path / "run" / "report.html").is_file() and "what to try next" in capfd.readouterr().out
+
+
+def test_a_multirun_ends_with_the_job_that_was_stopped(tmp_path: Path, texts: Path) -> None:
+    process = start(tmp_path / "jobs", texts, "-m", "seed=1,2", "steps=100000")
+    first = until(lambda: list((tmp_path / "jobs").glob("*/metrics.jsonl")), 120)[0].parent
+    (first / "stop").write_text("by hand")
+    assert process.wait(timeout=120) == STOPPED
+    assert [path.parent for path in (tmp_path / "jobs").glob("*/config.yaml")] == [first]
