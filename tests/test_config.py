@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from trainer import compose
-from trainer.choices import ConfigError, groups, load_choices
+from trainer.choices import ConfigError, find, groups, load_choices
+from trainer.cli import main
 from trainer.composition import compose_tree, sweep
 from trainer.config import Config, digest, dump, flatten, from_dict, identity_of, load, redacted, to_dict
 from trainer.run import RunDir
-from trainer.words import multirun
+from trainer.words import composed, multirun
 
 CONF = Path(__file__).parents[1] / "conf"
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
@@ -96,10 +97,65 @@ def test_b16_the_support_matrix_names_both_sides_and_the_mend():
         (["steps=1", "model=pretrained"], "model.path"),
         (["steps=1", "name=../x"], "name"),
         (["steps=1", "schedule.warmup=2"], "schedule.warmup"),
+        (["steps=1", "name=.."], "name: '..'"),
+        (["steps=1", "name=."], "name: '.'"),
+        (["steps=1", "output_dir=''"], "output_dir: ''"),
+        (["steps=1.5"], "steps"),
+        (["steps=1", "launcher=null"], "launcher: null; a choice is needed, allowed: local"),
+        (["steps=1", "optim=null"], "optim: null; a choice is needed, allowed: adamw, muon"),
     ],
 )
 def test_contradictions_are_refused(overrides, told):
     assert told in refused(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "field", "value"),
+    [
+        *(("model", model, field, 0) for model in ("gpt2", "bert") for field in ("layers", "hidden", "heads", "positions")),
+        ("model", "gpt2", "hidden", -768),
+        ("model", "gpt2", "dropout", 1.0),
+        ("model", "bert", "dropout", -0.1),
+        ("model", "bert", "intermediate", 0),
+        ("survival", "default", "restarts", -1),
+        ("survival", "default", "timeout_seconds", 0.0),
+        ("device", "cpu", "threads", 0),
+        ("device", "cuda", "peak_tflops", 0.0),
+        ("schedule", "linear", "min_factor", -0.1),
+        ("schedule", "cosine", "min_factor", 1.1),
+        ("data", "stdlib", "workers", -1),
+        ("data", "stdlib", "processes", 0),
+        ("data", "stdlib", "held_out", 1.0),
+        ("tokenizer", "train", "vocab_size", 256),
+        ("optim", "adamw", "weight_decay", -1.0),
+        ("optim", "muon", "momentum", float("nan")),
+    ],
+)
+def test_values_out_of_range_are_refused(group, name, field, value):
+    """Each choice refuses by itself, so it is refused however it is made: composed, read back, or by hand."""
+    load_choices()
+    with pytest.raises(ConfigError) as caught:
+        find(group, name)(**{field: value})
+    assert f"{group}.{field}: {value}" in str(caught.value)
+
+
+def test_ends_of_ranges_are_allowed():
+    load_choices()
+    for group, name, fields in (
+        ("schedule", "cosine", {"min_factor": 1.0, "warmup": 0.0}),
+        ("survival", "default", {"restarts": 0}),
+        ("model", "gpt2", {"dropout": 0.0, "layers": 1}),
+        ("data", "stdlib", {"workers": 0}),
+        ("device", "auto", {"threads": 1}),
+    ):
+        find(group, name)(**fields)
+
+
+def test_counts_may_be_written_as_floats():
+    config = compose("tokens=1e9", "global_batch=1e2", "sequence_length=5.12e2")
+    assert (config.tokens, config.global_batch, config.sequence_length) == (10**9, 100, 512)
+    assert type(config.tokens) is int and compose("++steps=1e3").steps == 1000
+    assert [job.steps for job in multirun(["steps=1e1,1e2"])] == [10, 100]
 
 
 def test_s03_code_of_a_repository_needs_a_pinned_revision():
@@ -186,6 +242,11 @@ def test_multirun_is_a_grid_with_a_directory_each():
     jobs = multirun(["experiment=quickstart", "optim.lr=1e-4,3e-4", "seed=1,2"])
     assert len(jobs) == 4 and len({job.output_dir for job in jobs}) == 4
     assert jobs[0].output_dir == "runs/quickstart/optim.lr=0.0001,seed=1"
+    # W&B shows names alone.
+    assert jobs[0].name == "quickstart,optim.lr=0.0001,seed=1" and len({job.name for job in jobs}) == 4
+    paths = multirun(["steps=1", "data=text", "name=x", "data.path=/a/b*.txt,/c.txt"])
+    assert [job.name for job in paths] == ["x,data.path=_a_b_.txt", "x,data.path=_c.txt"]
+    assert [job.name for job in multirun(["steps=1", "name=a,b"])] == ["a", "b"]
     assert sweep(["seed=1"]) == [["seed=1"]]
 
 
@@ -258,3 +319,82 @@ def test_cfg_job_prints_the_composition():
     tree = OmegaConf.to_container(compose_tree(["experiment=quickstart", "optim.lr=1"]))
     assert tree["optim"]["lr"] == 1 and tree["name"] == "quickstart"
     assert set(identity_of(compose("experiment=quickstart"))) >= {"optim.lr", "seed", "steps", "data.name"}
+
+
+def test_cfg_is_followed_by_job(capsys):
+    assert composed(["--cfg", "job", "experiment=quickstart"], "train") is None
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "quickstart"
+    for words in (["--cfg"], ["--cfg", "all"], ["--cfg", "steps=1"]):
+        with pytest.raises(ConfigError, match="allowed: --cfg job"):
+            composed(words, "train")
+
+
+def test_cfg_of_a_multirun_prints_each_job(capsys):
+    assert composed(["-m", "--cfg", "job", "steps=1", "seed=1,2", "name=x"], "train") is None
+    first, second = yaml.safe_load_all(capsys.readouterr().out)
+    assert (first["seed"], second["seed"]) == (1, 2)
+    assert second["name"] == "x,seed=2" and second["output_dir"] == "runs/x/seed=2"
+
+
+@pytest.mark.parametrize("words", [["--help", "model=gpt2_small"], ["-m", "seed=1,2", "--help", "--cfg", "job"]])
+def test_help_needs_no_budget(words, capsys):
+    assert composed(words, "train") is None
+    out = capsys.readouterr().out
+    assert "--cfg job prints" in out and "[-m] [--cfg job]" in out
+    assert any(line.split()[:2] == ["steps", "None"] for line in out.splitlines()), "no budget is given, and none is told"
+
+
+def test_prepare_needs_no_budget():
+    for words in (["data=text", "data.path=x.txt"], ["-m", "data=text", "data.path=x.txt", "seed=1,2"]):
+        assert composed(words, "prepare")
+        with pytest.raises(ConfigError, match="exactly one budget"):
+            composed(words, "train")
+    (config,) = composed(["experiment=quickstart"], "prepare")
+    assert config.steps == compose("experiment=quickstart").steps
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (PermissionError(13, "Permission denied", "runs/x"), 1, "error: PermissionError: [Errno 13] Permission denied: 'runs/x'\n"),
+        (ConnectionError("no store at a:1"), 1, "error: ConnectionError: no store at a:1\n"),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence(raised, code, told, monkeypatch, capsys):
+    def fails(words):
+        raise raised
+
+    monkeypatch.setattr("trainer.verbs.report.run", fails)
+    assert main(["report"]) == code and capsys.readouterr().err == told
+    monkeypatch.setattr("trainer.verbs.report.run", lambda words: {}["a mistake of ours"])
+    with pytest.raises(KeyError):
+        main(["report"])
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "3", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"},
+        {"RANK": "one", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"},
+        {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_TASKS_PER_NODE": "many"},
+    ],
+)
+def test_variables_of_a_launcher_that_cannot_be(variables, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "steps=1"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and set(variables.values()) & set(told.replace("'", " ").replace(",", " ").split())
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["train", "experiment=quickstart", f"output_dir={tmp_path}/file/run"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and str(tmp_path) in told and told.count("\n") == 1
+
+
+def test_evaluate_takes_no_device_that_it_does_not_know(capsys):
+    assert main(["evaluate", "run=runs/none", "device=gpu"]) == 1
+    assert "device: 'gpu'; allowed: cpu, cuda" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import difflib
 import importlib
 import os
 import pkgutil
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -74,6 +75,29 @@ class Choice:
 
     def check(self) -> None:
         """Raise ConfigError where the fields of this choice contradict each other."""
+
+
+def require_positive(chosen: Choice, *fields: str, optional: bool = False) -> None:
+    """Raise ConfigError for a field that is not above 0 (optional: or null)."""
+    _require(chosen, fields, lambda value: value > 0, f"above 0{' or null' if optional else ''}", optional)
+
+
+def require_at_least(chosen: Choice, least: int, *fields: str, optional: bool = False) -> None:
+    """Raise ConfigError for a field below `least` (optional: or null)."""
+    _require(chosen, fields, lambda value: value >= least, f"{least} or more{', or null' if optional else ''}", optional)
+
+
+def require_share(chosen: Choice, *fields: str, whole: bool = False) -> None:
+    """Raise ConfigError for a field outside [0, 1) (whole: [0, 1])."""
+    allowed = "from 0 to 1" if whole else "from 0 to below 1"
+    _require(chosen, fields, lambda value: 0 <= value <= 1 and (whole or value < 1), allowed, False)
+
+
+def _require(chosen: Choice, fields: Iterable[str], holds: Callable[[Any], bool], allowed: str, optional: bool) -> None:
+    for field in fields:
+        value = getattr(chosen, field)
+        if not (optional and value is None) and not holds(value):
+            raise ConfigError(f"{chosen.group}.{field}: {value}; allowed: {allowed}")
 
 
 T = TypeVar("T", bound=type)

@@ -52,6 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        # A full disk, a folder that is not ours, a store that is not reached: the machine's matter, and no mistake of this program.
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
 
 
 def overview(names: list[str]) -> str:

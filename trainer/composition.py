@@ -22,6 +22,8 @@ from trainer.choices import ConfigError, load_choices, nearest
 from trainer.config import BUDGETS, GROUPS, Config, flatten
 
 _SEARCHPATH = "hydra.searchpath"
+# Counts that people write as 1e9, which is a float to Hydra.
+_WHOLE = ("steps", "tokens", "global_batch", "sequence_length", "eval_every", "save_every")
 
 
 def compose(*overrides: str) -> Config:
@@ -33,6 +35,11 @@ def compose_tree(overrides: Iterable[str]) -> DictConfig:
     """The composition before it becomes objects: what `--cfg job` prints."""
     words = list(overrides)
     parsed = parse(words)
+    words = [_whole(word, override) for word, override in zip(words, parsed, strict=True)]
+    for override in parsed:
+        group = override.key_or_group
+        if group in GROUPS and override.value() is None and not override.is_delete():
+            raise ConfigError(f"{group}: null; a choice is needed, allowed: {', '.join(available(group))}")
     # A budget on the command line replaces the one of the YAML, whichever of the three it is.
     keys = {override.key_or_group for override in parsed}
     given = [key for key in BUDGETS if key in keys]
@@ -43,6 +50,14 @@ def compose_tree(overrides: Iterable[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, parsed) from error
     return tree
+
+
+def _whole(word: str, override: Override) -> str:
+    """The word, with a float that is a whole number written as one where a count is asked for: `tokens=1e9`."""
+    value = override.value()
+    if override.key_or_group in _WHOLE and isinstance(value, float) and value.is_integer():
+        return f"{word.split('=', 1)[0]}={int(value)}"
+    return word
 
 
 def to_config(tree: DictConfig) -> Config:

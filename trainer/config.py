@@ -86,6 +86,8 @@ class Config:
 
 GROUPS = ("model", "tokenizer", "task", "data", "optim", "schedule", "strategy", "precision", "launcher", "device",
           "tracking", "checkpoint", "survival")  # fmt: skip
+# What a run's name cannot hold: it is a folder's name and stands on command lines.
+UNNAMEABLE = re.compile(r"[^\w.,=@+ -]")
 BUDGETS = ("steps", "tokens", "epochs")
 
 
@@ -108,8 +110,11 @@ def check(config: Config) -> None:
         and config.micro_batch < 1
     ):
         raise ConfigError(f"micro_batch: {config.micro_batch!r}; allowed: auto, or a number of rows from 1")
-    if not re.fullmatch(r"[\w.,=@+-][\w.,=@+ -]*", config.name):
-        raise ConfigError(f"name: {config.name!r}; allowed: letters, digits and . , = @ + - _")
+    # A name of dots alone is another folder.
+    if UNNAMEABLE.search(config.name) or config.name.startswith(" ") or not config.name.strip(". "):
+        raise ConfigError(f"name: {config.name!r}; allowed: letters, digits and . , = @ + - _, and not dots alone")
+    if not config.output_dir.strip():
+        raise ConfigError(f"output_dir: {config.output_dir!r}; allowed: the path of a folder, e.g. output_dir=runs/{config.name}")
     positions = getattr(config.model, "positions", None)
     if positions is not None and config.sequence_length > positions:
         raise ConfigError(
@@ -177,8 +182,17 @@ def digest(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+HIDDEN = "<redacted>"
 # The last word of a name, in snake_case, kebab-case or camelCase.
-SECRET = re.compile(r"(?:(?:^|[._-])(?i:api_?key|key|token|secret|password)|(?<=[a-z])(?:Key|Token|Secret|Password))s?$")
+_SECRET = re.compile(r"(?:(?:^|[._-])(?i:api_?key|key|token|secret|password)|(?<=[a-z])(?:Key|Token|Secret|Password))s?$")
+
+_COUNT = re.compile(r"\d[\d.,_eE+]*")
+
+
+def is_secret(name: str, value: Any) -> bool:
+    """Whether the value of this name is to be hidden. `tokens: 5000` and `max_tokens=1e9` are how many, not which."""
+    counts = name.endswith("tokens") and (not isinstance(value, str) or _COUNT.fullmatch(value) is not None)
+    return _SECRET.search(name) is not None and not counts
 
 
 def redacted(tree: Any, name: str = "") -> Any:
@@ -187,9 +201,7 @@ def redacted(tree: Any, name: str = "") -> Any:
         return {key: redacted(value, str(key)) for key, value in tree.items()}
     if isinstance(tree, list):
         return [redacted(value, name) for value in tree]
-    # tokens: 5000 is how many, not which.
-    counts = name.endswith("tokens") and not isinstance(tree, str)
-    return "<redacted>" if tree and not isinstance(tree, bool) and SECRET.search(name) and not counts else tree
+    return HIDDEN if tree and not isinstance(tree, bool) and is_secret(name, tree) else tree
 
 
 def dump(config: Config) -> str:

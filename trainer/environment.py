@@ -12,6 +12,8 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from trainer.choices import ConfigError
+
 # Step ids from here on are Slurm's own: the batch script, an interactive shell.
 _SLURM_SPECIAL_STEPS = 0xFFFF0000
 _DEFAULT_PORT = 29500
@@ -40,7 +42,7 @@ class RankEnv:
 
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size):
-            raise ValueError(
+            raise ConfigError(
                 f"{self.launcher} says rank {self.rank} of {self.size}, local rank {self.local_rank} of {self.local_size}: "
                 "these cannot be; look at RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (srun: SLURM_PROCID, SLURM_LOCALID)"
             )
@@ -80,13 +82,18 @@ def agent_rank(env: Mapping[str, str]) -> RankEnv | None:
 def foreign_rank(env: Mapping[str, str]) -> RankEnv | None:
     """This process's place if another launcher started it as one rank of several, or of one; None for an ordinary process.
 
-    Raises ValueError where the launcher's variables contradict each other.
+    Raises ConfigError where the launcher's variables contradict each other, or are no numbers.
     """
     if "TRAINER_ATTEMPT" in env:
         return None
-    if all(env.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
-        return _from_torch(env)
-    return _from_slurm(env)
+    try:
+        return _from_torch(env) if all(env.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")) else _from_slurm(env)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        named = re.compile(r"RANK|WORLD_SIZE|^MASTER_|^SLURM_(STEP|PROC|NODE|LOCAL)")
+        given = {name: value for name, value in sorted(env.items()) if named.search(name)}
+        raise ConfigError(f"the launcher's variables: {error}; given: {given}") from error
 
 
 def _from_torch(env: Mapping[str, str]) -> RankEnv:
@@ -154,7 +161,7 @@ def expand_counts(text: str) -> list[int]:
     for item in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", item.strip())
         if match is None:
-            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE: {text!r}; expected a form such as 4(x2),3")
+            raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE: {text!r}; expected a form such as 4(x2),3")
         counts.extend([int(match.group(1))] * int(match.group(2) or 1))
     return counts
 

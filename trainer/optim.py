@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.choices import Choice, ConfigError, choice, identity
+from trainer.choices import Choice, choice, identity, require_at_least, require_positive, require_share
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +48,7 @@ class AdamW(Optim):
         require_positive(self, "lr", "eps")
         require_share(self, "beta1", "beta2")
         require_positive(self, "max_norm", optional=True)
-        if self.weight_decay < 0:
-            raise ConfigError(f"optim.weight_decay: {self.weight_decay}; allowed: 0 (no decay) or more")
+        require_at_least(self, 0, "weight_decay")
 
     def build(self, named_parameters: Named) -> torch.optim.Optimizer:
         from torch.optim import AdamW as Fused
@@ -106,19 +105,3 @@ class Muon(AdamW):
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter maps hidden states to hidden states: a matrix that is neither a table nor a classifier."""
     return parameter.ndim == 2 and not any(table in name for table in _TABLES)
-
-
-def require_positive(chosen: Choice, *fields: str, optional: bool = False) -> None:
-    """Raise ConfigError for a field that is not above 0 (optional: or null)."""
-    for field in fields:
-        value = getattr(chosen, field)
-        if not (optional and value is None) and not value > 0:
-            raise ConfigError(f"{chosen.group}.{field}: {value}; must be above 0{' or null' if optional else ''}")
-
-
-def require_share(chosen: Choice, *fields: str) -> None:
-    """Raise ConfigError for a field outside [0, 1)."""
-    for field in fields:
-        value = getattr(chosen, field)
-        if not 0 <= value < 1:
-            raise ConfigError(f"{chosen.group}.{field}: {value}; allowed: from 0 to below 1")

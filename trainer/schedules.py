@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.choices import Choice, ConfigError, choice, identity
+from trainer.choices import Choice, choice, identity, require_share
 
 
 class Schedule(Choice, group="schedule"):
@@ -23,8 +23,7 @@ class Constant(Schedule):
     warmup: float = identity(0.05, help="share of the budget over which the rate rises from 0")
 
     def check(self) -> None:
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"schedule.warmup: {self.warmup}; a share of the budget, from 0 to below 1")
+        require_share(self, "warmup")
 
     def decay(self, progress: float) -> float:
         """The factor after warm-up; progress runs from 0 to 1."""
@@ -44,6 +43,10 @@ class Linear(Constant):
 
     name: str = "linear"
     min_factor: float = identity(0.0, help="factor at the end of the budget")
+
+    def check(self) -> None:
+        super().check()
+        require_share(self, "min_factor", whole=True)
 
     def decay(self, progress: float) -> float:
         return 1.0 + (self.min_factor - 1.0) * progress

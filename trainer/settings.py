@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from trainer.choices import Choice, ConfigError, choice, placement
+from trainer.choices import Choice, ConfigError, choice, placement, require_at_least, require_positive
 
 
 class Precision(Choice, group="precision"):
@@ -50,6 +50,9 @@ class AutoDevice(Device):
     name: str = "auto"
     threads: int | None = placement(None, help="CPU threads of a rank; default: its share of the cores")
     peak_tflops: float | None = placement(None, help="peak of one device for MFU; default: from its name, none for a CPU")
+
+    def check(self) -> None:
+        require_positive(self, "threads", "peak_tflops", optional=True)
 
 
 @choice
@@ -128,3 +131,7 @@ class DefaultSurvival(Survival):
     nan: NanPolicy = placement(NanPolicy.halt, help="halt | skip")
     restarts: int = placement(3, help="restarts without a new checkpoint in between before the run gives up")
     timeout_seconds: float = placement(1800.0, help="how long a collective may wait")
+
+    def check(self) -> None:
+        require_at_least(self, 0, "restarts")
+        require_positive(self, "timeout_seconds")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections import deque
@@ -22,11 +21,6 @@ from trainer.data.tokenizing import Encoded, Encoder, Job, cut
 from trainer.data.workers import Worker
 
 _COMMIT_SECONDS = 1.0
-
-
-def core_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_units(planned: Plan) -> Iterator[Unit]:

@@ -25,7 +25,7 @@ from trainer.choices import ConfigError
 from trainer.data.compressing import compressed_sizes
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.files import fingerprints, write_json
-from trainer.data.pipeline import core_count, encoded_units, sample_text
+from trainer.data.pipeline import encoded_units, sample_text
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META, RowWriter
 from trainer.data.shards import SHARD_TOKENS, CorpusWriter
@@ -33,6 +33,7 @@ from trainer.data.sources import EVAL, SPLITS
 from trainer.data.splitting import Plan, plan
 from trainer.data.tokenizing import Job
 from trainer.data.vocabularies import load_special, load_tokenizer, save_special, special_tokens
+from trainer.environment import cores
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -67,7 +68,7 @@ def prepare(config: Config, progress: bool = True) -> Prepared:
         listing = source.listing()
     total = sum(os.path.getsize(file.path) for file in listing.files)
     with report.bar("reading", total) as advance:
-        contents = fingerprints([file.path for file in listing.files], cache / "fingerprints", core_count(), advance)
+        contents = fingerprints([file.path for file in listing.files], cache / "fingerprints", cores(), advance)
     with report.doing("looking at documents"):
         planned = plan(source, listing, contents)
     if not planned.files:
@@ -138,7 +139,7 @@ def _make_corpus(config: Config, planned: Plan, tokenizer: Path, folder: Path, k
     if writer.units:
         report.line(f"going on after {writer.units} units that an earlier process finished")
     with report.bar("tokenizing", planned.size) as advance:
-        encoded_units(planned, job, writer, config.data.processes or core_count(), config.data.on_error, advance)
+        encoded_units(planned, job, writer, config.data.processes or cores(), config.data.on_error, advance)
     if writer.read != planned.size:
         shutil.rmtree(folder)
         change = f"{writer.read} bytes, {planned.size} before"

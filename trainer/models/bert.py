@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from trainer.choices import ConfigError, choice, identity
+from trainer.choices import ConfigError, choice, identity, require_positive, require_share
 from trainer.models import Model, Vocabulary
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ class BERT(Model):
     objectives: ClassVar[tuple[str, ...]] = ("pretraining",)
 
     def check(self) -> None:
+        require_positive(self, "layers", "hidden", "heads", "positions")
+        require_positive(self, "intermediate", optional=True)
+        require_share(self, "dropout")
         if self.hidden % self.heads:
             raise ConfigError(f"model.hidden: {self.hidden} is not a multiple of model.heads: {self.heads}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from trainer.choices import ConfigError, choice, identity
+from trainer.choices import ConfigError, choice, identity, require_positive, require_share
 from trainer.models import Model, Vocabulary
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class GPT2(Model):
     objectives: ClassVar[tuple[str, ...]] = ("causal",)
 
     def check(self) -> None:
+        require_positive(self, "layers", "hidden", "heads", "positions")
+        require_share(self, "dropout")
         if self.hidden % self.heads:
             raise ConfigError(f"model.hidden: {self.hidden} is not a multiple of model.heads: {self.heads}")
 

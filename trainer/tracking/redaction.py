@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.config import SECRET
-
-HIDDEN = "<redacted>"
+from trainer.config import HIDDEN, is_secret
 
 
 def redacted_words(words: Sequence[str]) -> list[str]:
@@ -14,7 +12,7 @@ def redacted_words(words: Sequence[str]) -> list[str]:
     shown, hide = [], False
     for word in words:
         name, equals, value = word.partition("=")
-        secret = bool(SECRET.search(name.lstrip("+~-"))) and not _counts(name, value)
+        secret = is_secret(name.lstrip("+~-"), value)
         if hide:
             shown.append(HIDDEN)
         elif secret and equals:
@@ -24,8 +22,3 @@ def redacted_words(words: Sequence[str]) -> list[str]:
         # A flag's value is the next word.
         hide = secret and not equals and word.startswith("--") and not hide
     return shown
-
-
-def _counts(name: str, value: str) -> bool:
-    # tokens=1e9, max_tokens=8: how many, not which.
-    return name.endswith("tokens") and value[:1].isdigit()

@@ -21,6 +21,10 @@ class Options:
     run: str = option(help="run directory")
     device: str | None = option(None, help="cpu or cuda; default: as the run has it")
 
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu", "cuda"):
+            raise ConfigError(f"device: {self.device!r}; allowed: cpu, cuda")
+
 
 def run(words: list[str]) -> int:
     """Print the figures beside those that the run recorded. Raises ConfigError where there is no such run, or no model yet."""
@@ -54,7 +58,9 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     config = load_frozen(run.config_path)
     resolved = run.placement
     kind = device or config.device.kind
-    on = torch.device("cuda" if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()) else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: no GPU is visible here; use device=cpu, or show a GPU")
+    on = torch.device("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=on)
     corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
     # What users load is what is evaluated.
