@@ -65,7 +65,8 @@ def train(world: World, path: str, last: int | None = None) -> dict[str, Any]:
     """Run the loop (to a step) and return the final weights by name."""
     here = training(world, path, StopAfter(last))
     here.loop()
-    return {name: tensor.clone() for name, tensor in here.placement.task_module.state_dict().items()}
+    with here.placement.gathered() as module:
+        return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
 def single() -> World:
@@ -86,6 +87,6 @@ def losses(path: Path) -> list[float]:
 
 
 def ledger(path: Path) -> list[int]:
-    """All rows that were consumed, in the order of steps, over all ranks."""
+    """All rows that were consumed, over all ranks: step by step, sorted within a step."""
     found = [json.loads(line) for file in sorted((path / "ledger").iterdir()) for line in file.read_text().splitlines()]
-    return [row for line in sorted(found, key=lambda line: line["step"]) for row in sorted(line["rows"])]
+    return [row for _, row in sorted((line["step"], row) for line in found for row in line["rows"])]

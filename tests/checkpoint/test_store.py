@@ -148,7 +148,7 @@ def test_f08_killed_at_every_rename_of_a_save(tmp_path):
     values = []
     for number in range(10):
         root = tmp_path / str(number)
-        process, pipe = fork(saves_twice, str(root), number)
+        process, _pipe = fork(saves_twice, str(root), number)
         process.join()
         values.append(value(open_newest(root, ALONE)))
         if process.exitcode == 0:
