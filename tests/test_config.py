@@ -329,6 +329,11 @@ def test_cfg_is_followed_by_job(capsys):
             composed(words, "train")
 
 
+def test_b01_several_values_without_m_say_what_is_missing():
+    with pytest.raises(ConfigError, match=r"optim\.lr: 1e-3,3e-3 is several values; add -m"):
+        composed(["steps=1", "optim.lr=1e-3,3e-3"], "train")
+
+
 def test_cfg_of_a_multirun_prints_each_job(capsys):
     assert composed(["-m", "--cfg", "job", "steps=1", "seed=1,2", "name=x"], "train") is None
     first, second = yaml.safe_load_all(capsys.readouterr().out)

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from trainer.atomic import write_text
 from trainer.node import Node
 from trainer.process import outlive_terminal
-from trainer.run import RunDir, write_atomically
+from trainer.run import RunDir
 from trainer.survival import FINISHED, HALTED, KILLED, STOPPED
 from trainer.survival.attempts import newest_committed, next_attempt
 from trainer.survival.causes import Failure, root
@@ -90,7 +91,7 @@ class Agent:
                 self._asked = self._asked or signal.SIGHUP
             if self._asked is not None and not told:
                 told = True
-                write_atomically(self.run / "stop", self._asked.name)
+                write_text(self.run / "stop", self._asked.name)
                 self.run.event("stop_request", signal=self._asked.name)
                 _say(f"{self._asked.name}: saving a checkpoint, then stopping; Ctrl-C (again) stops at once, without saving")
             codes = self.node.poll()

@@ -126,3 +126,11 @@ def existing(path: str) -> RunDir:
         known = sorted(str(found.parent) for found in Path("runs").glob("**/config.yaml"))
         raise ConfigError(f"run={path}: no run there; " + (f"runs here: {', '.join(known)}" if known else "there are no runs under runs/"))
     return run
+
+
+def finished(path: str) -> RunDir:
+    """A run directory with a model in it. Raises ConfigError where there is no such run, or no model yet."""
+    run = existing(path)
+    if not (run / "model" / "config.json").exists():
+        raise ConfigError(f"run={path}: no model/ there yet; it is written when the budget is reached: the same `trainer train …` goes on")
+    return run

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import yaml
 
+from trainer.atomic import write_text
 from trainer.choices import ConfigError
 from trainer.config import BUDGETS, Config, dump, flatten, identity_of, load, redacted, to_dict
 from trainer.tracking import jsonl
@@ -22,16 +23,6 @@ from trainer.tracking import jsonl
 # between, it must not look like a new run to the next start.
 _OWN = ("checkpoints", "summary.json", "metrics.jsonl", "events.jsonl", "report.html", "sample.txt", "model", "ledger", "logs", "wandb",
         "wandb.json", "stop", "placement.json", "config.yaml")  # fmt: skip
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write aside, flush to the disk, rename: a reader sees the old text or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 class RunDir:
@@ -64,7 +55,7 @@ class RunDir:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def write_placement(self, **fields: Any) -> None:
-        write_atomically(self.path / "placement.json", json.dumps(self.placement | fields, indent=1) + "\n")
+        write_text(self.path / "placement.json", json.dumps(self.placement | fields, indent=1) + "\n")
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append one line to events.jsonl: a short write in append mode is whole even with several writers."""
@@ -116,7 +107,7 @@ class RunDir:
             changed = {key: [old.get(key), value] for key, value in new.items() if old.get(key) != value and not key.startswith("resume.")}
             if changed:
                 self.event("placement", changed=changed)
-        write_atomically(self.config_path, dump(config))
+        write_text(self.config_path, dump(config))
         return resumes
 
     def _refuse_other_identity(self, before: Config, config: Config) -> None:

@@ -247,7 +247,7 @@ class Training:
         with self.meter.paused():
             gc.collect()  # the same step on every rank
             begun = time.perf_counter()
-            state = {"step": self.step, "position": self.position, "tokens": self.tokens, "digest": digest(self.config)}
+            state = {"step": self.step, "position": self.position, "tokens": self.tokens}
             path = save(self.run.checkpoints, self.step, self.placement, state, self.world)
             if self.world.leads:
                 prune(self.run.checkpoints, self.config.checkpoint.keep, self.step)  # type: ignore[attr-defined]

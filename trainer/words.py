@@ -21,7 +21,11 @@ def composed(words: list[str], verb: str) -> list[Config] | None:
     if flags & {"-h", "--help"}:
         show_help(verb, overrides)
         return None
-    trees = job_trees(overrides) if flags & {"-m", "--multirun"} else [compose_tree(overrides)]
+    several = bool(flags & {"-m", "--multirun"})
+    if not several and (word := next((override.input_line for override in parse(overrides) if override.is_sweep_override()), None)):
+        key, value = word.split("=", 1)
+        raise ConfigError(f"{key}: {value} is several values; add -m to run each, or quote one that holds commas: '{key}=\"{value}\"'")
+    trees = job_trees(overrides) if several else [compose_tree(overrides)]
     if "--cfg" in flags:
         for number, tree in enumerate(trees):
             print("---\n" * (number > 0) + OmegaConf.to_yaml(tree, resolve=True), end="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from benchmarks.pace import Pace, Stopwatch
 from benchmarks.peers.rows import Data
 from trainer.config import Config
+from trainer.data.loading import Step
 from trainer.distributed import World
 from trainer.run import RunDir
 from trainer.survival.stop import Stop
@@ -49,11 +50,13 @@ def build(config: Config, data: Data, folder: Path, starts: Callable[[int], None
     return Training(config, world, run, Watch(world, starts))
 
 
-def pace(config: Config, data: Data, folder: Path, warm: int = 1) -> Pace:
-    """Train the whole budget; the pace of the steps after the first `warm`."""
+def pace(config: Config, data: Data, folder: Path, warm: int = 1, ready: Sequence[Step] | None = None) -> Pace:
+    """Train the whole budget; the pace of the steps after the first `warm`. ready: all its steps, read before; else they are read ahead."""
     watch = Stopwatch()
     with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
         training = build(config, data, folder, lambda step: watch.begin() if step == warm + 1 else None)
+        if ready is not None:
+            training.loader.steps = lambda start=0: iter(ready)  # type: ignore[method-assign]
         outcome = training.loop()
         watch.end()
     training.stop.close()

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from trainer.atomic import write_json
 from trainer.config import Config
 from trainer.data.corpus import Corpus, open_corpus
-from trainer.data.files import write_json
 from trainer.data.order import Order
 from trainer.data.prepare import prepare
 from trainer.data.rows import META, Rows, RowWriter

@@ -52,13 +52,13 @@ def launched(
         handle.agent.wait()
 
 
-def family(run: Path, word: str | None = None) -> list[psutil.Process]:
-    """Every live process whose command names this run (and this word), and without a word all below them."""
+def family(run: Path, word: str | None = None, without: str | None = None) -> list[psutil.Process]:
+    """Every live process whose command names this run (and this word, and not that one), and without a word all below them."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
             command = process.cmdline()
-            if process.pid == os.getpid() or str(run) not in command or (word and word not in command):
+            if process.pid == os.getpid() or str(run) not in command or (word and word not in command) or without in command:
                 continue
             for one in (process, *([] if word else process.children(recursive=True))):
                 if one.status() != psutil.STATUS_ZOMBIE:  # dead, and waiting for its parent or for init
@@ -70,7 +70,7 @@ def family(run: Path, word: str | None = None) -> list[psutil.Process]:
 
 def ranks(run: Path) -> list[psutil.Process]:
     """The rank processes of an agent."""
-    return [process for process in family(run, MODULE) if "trainer.agent" not in process.cmdline()]
+    return family(run, MODULE, without="trainer.agent")
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:

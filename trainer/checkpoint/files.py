@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import shutil
 import stat
 from pathlib import Path
-from typing import Any
+
+from trainer.atomic import flush
 
 MANIFEST, COMMIT = "manifest.json", "COMMIT"
 _STEP = re.compile(r"step-(\d+)")
@@ -28,26 +27,6 @@ def step_of(folder: Path) -> int | None:
     """The step of a checkpoint's folder; None for any other name."""
     match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match else None
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> str:
-    """Write aside, flush, rename; the SHA-256 of what was written."""
-    text = json.dumps(value)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text)
-    flush(aside)
-    aside.rename(path)
-    flush(path.parent)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

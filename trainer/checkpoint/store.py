@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.atomic import flush, write_json
 from trainer.checkpoint.boxes import Box, untiled
-from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, flush, folder_of, remove, sha256, step_of, write_json
+from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, folder_of, remove, sha256, step_of
 from trainer.exchange import exchange
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def _commit(aside: Path, final: Path, step: int, shards: list[dict[str, Any]], s
         index.unlink()
     _require_tiling(pieces)
     manifest = {"format": FORMAT, "step": step, "scalars": scalars, "state": state, "files": shards, "pieces": pieces}
-    checksum = write_json(aside / MANIFEST, manifest)
-    write_json(aside / COMMIT, {"manifest_sha256": checksum})
+    write_json(aside / MANIFEST, manifest)
+    write_json(aside / COMMIT, {"manifest_sha256": sha256(aside / MANIFEST)})
     _show(aside, final)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import write_json
+from trainer.atomic import write_json
 
 if TYPE_CHECKING:
     from trainer.data.corpus import Corpus

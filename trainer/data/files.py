@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from trainer.atomic import write_json
 from trainer.choices import ConfigError, nearest
 
 ALLOWED = "UTF-8 text, plain or gzip (.gz)"
@@ -179,13 +180,3 @@ def fingerprints(paths: Sequence[str], cache: Path, threads: int, advance: Calla
     cache.mkdir(parents=True, exist_ok=True)
     write_json(memory, entries)
     return [found for _, found in results]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside, flush it to the disk, and rename it into place."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w") as stream:
-        json.dump(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)

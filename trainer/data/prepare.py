@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.atomic import write_json
 from trainer.choices import ConfigError
 from trainer.data.compressing import compressed_sizes
 from trainer.data.corpus import Corpus, open_corpus
-from trainer.data.files import fingerprints, write_json
+from trainer.data.files import fingerprints
 from trainer.data.pipeline import encoded_units, sample_text
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META, RowWriter

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import write_json
+from trainer.atomic import write_json
 
 META = "meta.json"
 

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from trainer.atomic import write_json
 from trainer.data.corpus import shard_name
-from trainer.data.files import write_json
 from trainer.data.sources import EVAL, SPLITS
 from trainer.data.tokenizing import Encoded, Part
 

@@ -6,7 +6,6 @@ When one rank fails, its peers fail a moment later in whatever collective they a
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -14,6 +13,8 @@ import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from trainer.atomic import write_json
 
 _PEER = re.compile(r"gloo|nccl|tcpstore|connection (was )?(closed|reset|refused|lost)|broken pipe|socket|the store was lost", re.IGNORECASE)
 _TAIL_LINES = 30
@@ -58,9 +59,7 @@ def record(run_dir: Path, rank: int, error: BaseException, step: int | None, fin
     )
     path = error_path(run_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(asdict(failure)))
-    aside.replace(path)
+    write_json(path, asdict(failure))
 
 
 def is_peer_loss(error: BaseException) -> bool:

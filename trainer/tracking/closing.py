@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from trainer.atomic import write_text
 from trainer.config import to_dict
-from trainer.run import RunDir, load_frozen, write_atomically
+from trainer.run import RunDir, load_frozen
 from trainer.tracking.report import SAMPLE, hints, relative, shown, write
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ def closing(path: Path, console: Console) -> None:
     config = load_frozen(run.config_path)
     sample = _extra(console, "sample", lambda: sample_of(run, config)) or ""
     if sample:
-        write_atomically(run / SAMPLE, sample + "\n")
+        write_text(run / SAMPLE, sample + "\n")
     page = _extra(console, "report", lambda: write(run.path))
     summary = run.summary or {}
     console.print()

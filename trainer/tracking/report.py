@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from trainer.atomic import write_text
 from trainer.mfu import CONVENTION
-from trainer.run import write_atomically
 from trainer.tracking import jsonl
 from trainer.tracking.charts import SERIES, Chart, Curve, smooth, svg
 from trainer.tracking.progress import duration
@@ -30,7 +30,7 @@ def write(run_dir: Path) -> Path:
     facts["charts"] = [{"title": chart.title, "note": chart.note, "svg": Markup(svg(chart))} for chart in facts["charts"]]
     # What is shown was written by models and by data: all of it is escaped.
     text = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE).render(facts)
-    write_atomically(run_dir / REPORT, text)
+    write_text(run_dir / REPORT, text)
     return run_dir / REPORT
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.run import write_atomically
+from trainer.atomic import write_text
 from trainer.tracking import jsonl
 
 SUMMARY = "summary.json"
@@ -28,7 +28,7 @@ def write(run_dir: Path, **figures: Any) -> dict[str, Any]:
     """
     known = {key: value for key, value in figures.items() if key not in _OF_AN_INTERVAL} | from_log(run_dir)
     summary = {key: known.get(key) for key in KEYS} | {key: value for key, value in known.items() if key not in KEYS}
-    write_atomically(run_dir / SUMMARY, json.dumps(jsonl.finite(summary), indent=2, default=str, allow_nan=False) + "\n")
+    write_text(run_dir / SUMMARY, json.dumps(jsonl.finite(summary), indent=2, default=str, allow_nan=False) + "\n")
     return summary
 
 

@@ -31,13 +31,9 @@ def run(words: list[str]) -> int:
     options = parse(words, Options, "evaluate")
     if options is None:
         return 0
-    from trainer.front_door import existing
+    from trainer.front_door import finished
 
-    found = existing(options.run)
-    if not (found / "model" / "config.json").exists():
-        raise ConfigError(
-            f"run={options.run}: no model/ there yet; it is written when the budget is reached: the same `trainer train …` goes on"
-        )
+    found = finished(options.run)
     _print(held_out(found, options.device), found.summary or {})
     return 0
 

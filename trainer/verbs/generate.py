@@ -33,15 +33,11 @@ def run(words: list[str]) -> int:
     options = parse(words, Options, "generate")
     if options is None:
         return 0
-    from trainer.front_door import existing
+    from trainer.front_door import finished
     from trainer.run import load_frozen
 
-    found = existing(options.run)
+    found = finished(options.run)
     config = load_frozen(found.config_path)
-    if not (found / "model" / "config.json").exists():
-        raise ConfigError(
-            f"run={options.run}: no model/ there yet; it is written when the budget is reached: the same `trainer train …` goes on"
-        )
     from trainer.generation import open_writer
 
     writer = open_writer(found / "model", config.sequence_length)
