@@ -22,11 +22,12 @@ class BERT(Model):
     intermediate: int | None = identity(None, help="width of the feed-forward layer; default 4 × hidden")
     positions: int = identity(512, help="longest sequence")
     dropout: float = identity(0.0, help="everywhere; 0 keeps the curve the same at any number of devices")
+    initializer_range: float = identity(0.02, help="standard deviation of the first weights; narrow models start better with more")
 
     objectives: ClassVar[tuple[str, ...]] = ("pretraining",)
 
     def check(self) -> None:
-        require_positive(self, "layers", "hidden", "heads", "positions")
+        require_positive(self, "layers", "hidden", "heads", "positions", "initializer_range")
         require_positive(self, "intermediate", optional=True)
         require_share(self, "dropout")
         if self.hidden % self.heads:
@@ -45,6 +46,7 @@ class BERT(Model):
                 max_position_embeddings=self.positions,
                 hidden_dropout_prob=self.dropout,
                 attention_probs_dropout_prob=self.dropout,
+                initializer_range=self.initializer_range,
                 pad_token_id=vocabulary.pad,
             )
         )

@@ -21,11 +21,12 @@ class GPT2(Model):
     heads: int = identity(12, help="attention heads")
     positions: int = identity(1024, help="longest sequence")
     dropout: float = identity(0.0, help="everywhere; 0 keeps the curve the same at any number of devices")
+    initializer_range: float = identity(0.02, help="standard deviation of the first weights; narrow models start better with more")
 
     objectives: ClassVar[tuple[str, ...]] = ("causal",)
 
     def check(self) -> None:
-        require_positive(self, "layers", "hidden", "heads", "positions")
+        require_positive(self, "layers", "hidden", "heads", "positions", "initializer_range")
         require_share(self, "dropout")
         if self.hidden % self.heads:
             raise ConfigError(f"model.hidden: {self.hidden} is not a multiple of model.heads: {self.heads}")
@@ -40,6 +41,7 @@ class GPT2(Model):
                 n_embd=self.hidden,
                 n_layer=self.layers,
                 n_head=self.heads,
+                initializer_range=self.initializer_range,
                 resid_pdrop=self.dropout,
                 embd_pdrop=self.dropout,
                 attn_pdrop=self.dropout,
