@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Named = Iterable[tuple[str, "nn.Parameter"]]
 
 # Parameters of these modules are tables or classifiers, not maps between hidden states: Muon leaves them to AdamW.
-_TABLES = ("embedding", "wte", "wpe", "lm_head", "decoder", "predictions", "seq_relationship", "classifier", "score")
+_TABLES = ("embed", "wte", "wpe", "lm_head", "decoder", "predictions", "seq_relationship", "classifier", "score")
 
 
 @dataclass

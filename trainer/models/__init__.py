@@ -10,7 +10,7 @@ from trainer.choices import Choice
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHOICES = ("gpt2", "bert", "pretrained")
+CHOICES = ("gpt2", "bert", "llama", "pretrained")
 
 
 @dataclass(frozen=True)
