@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trainer.choices import ConfigError
 from trainer.environment import RankEnv, cores, is_public
+from trainer.strategies import tell_engines
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +127,7 @@ def start(config: Config, place: RankEnv, store: Store | None = None) -> World:
     threads = config.device.threads or place.threads or max(1, cores() // place.local_size)  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
     device = _device(config.device.kind, place)
+    tell_engines(device.type)
     if config.deterministic:
         # cuBLAS reads it when its handle is made, which is later.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.checkpoint.files import flush
+from trainer.atomic import flush
 from trainer.choices import ConfigError
+from trainer.strategies import tell_engines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,6 +79,7 @@ def load_exported(path: Path) -> PreTrainedModel:
 
     if not (path / "config.json").exists():
         raise ConfigError(f"{path}: no model there yet; it is written when the run reaches its budget")
+    tell_engines("cuda" if torch.cuda.is_available() else "cpu")
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(path)
     return getattr(transformers, config.architectures[0]).from_pretrained(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     BuildOptimizer = Callable[[Iterator[tuple[str, torch.nn.Parameter]]], torch.optim.Optimizer]
 
 CHOICES = ("single", "ddp", "zero", "fsdp")
+
+
+def tell_engines(device_type: str) -> None:
+    """Say where this process computes before Accelerate is imported: that imports DeepSpeed, which on a CPU warns that it had to guess."""
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
 
 
 class Strategy(Choice, group="strategy", role="placement"):

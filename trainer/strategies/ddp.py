@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 from trainer.choices import choice
@@ -31,7 +32,10 @@ class DDP(Strategy):
         # A buffer here is a constant (positions, masks): broadcasting it before every forward would be for nothing.
         kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[kwargs])
-        wrapped = accelerator.prepare_model(module)
+        with warnings.catch_warnings():
+            # torch 2.13 has another name for it, which Accelerate cannot pass yet.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            wrapped = accelerator.prepare_model(module)
         optimizer = build_optimizer(module.named_parameters())
         if world.size == 1:
             # Accelerate wraps nothing for one process.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -155,7 +154,6 @@ class Partitioned(Placement):
 
 def prepare_engine(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], world: World) -> DeepSpeedEngine:
     """Accelerate's prepared DeepSpeed engine. Raises RuntimeError where Accelerate prepared something else."""
-    os.environ.setdefault("DS_ACCELERATOR", world.device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)  # pages of settings otherwise
     import deepspeed
     from accelerate import Accelerator
