@@ -8,17 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.files import fingerprint
-from trainer.data.reading import Parting, Segment, documents, units
+from trainer.data.fingerprints import fingerprint
+from trainer.data.reading import Parting, splits, units
+from trainer.data.segments import Segment
 from trainer.data.sources import EVAL, TRAIN, Document, SourceFile
-from trainer.data.splitting import tail_place
+from trainer.data.text import TextFormat, documents
 
 TEXTS = st.lists(st.sampled_from(["a", "é", "\n", "\n\n", " ", "\n \n", "x" * 50, "字" * 9, "\r\n"]), max_size=120).map("".join)
 
 
 def read(path, document, parting=None, unit_bytes=64):
     """The segments of one file."""
-    found = units([SourceFile(str(path))], document, parting or Parting(1 << 63), [5], unit_bytes)
+    found = units([SourceFile(str(path))], TextFormat(document), parting or Parting(1 << 63), [5], unit_bytes)
     return [segment for unit in found for segment in unit.segments]
 
 
@@ -43,7 +44,7 @@ def test_documents_do_not_depend_on_where_units_end(scratch, document, text, uni
         if not segment.opens:
             found[-1] += parts.pop(0)
         found += parts
-    expected = [text for text in documents(Segment(0, 0, 1, raw, None), document) if text.strip()]
+    expected = [text for text in documents(Segment(0, 0, 1, raw), document) if text.strip()]
     assert [text for text in found if text.strip()] == expected
 
 
@@ -54,7 +55,7 @@ def test_the_tail_of_few_documents_starts_after_a_line_end(scratch, text, share)
     scratch.write_bytes(raw)
     if not raw:
         return
-    place = tail_place([SourceFile(str(scratch))], [len(raw)], share)
+    place = TextFormat(Document.file).tail([SourceFile(str(scratch))], [len(raw)], share)
     sides = {TRAIN: b"", EVAL: b""}
     for segment in read(scratch, Document.file, Parting(place=place)):
         assert not sides[EVAL] or segment.split == EVAL
@@ -84,10 +85,9 @@ def test_equal_documents_lie_on_one_side(tmp_path):
     (tmp_path / "a.txt").write_bytes(text)
     sides: dict[bytes, set[str]] = {}
     parting = Parting(1 << 63)
-    from trainer.data.reading import parted
-
+    layout = TextFormat(Document.line)
     for segment in read(tmp_path / "a.txt", Document.line, parting, unit_bytes=66_000):
-        for split, document in parted(segment, Document.line, parting.threshold):
+        for split, document in splits(layout.documents(segment), segment, parting.threshold):
             sides.setdefault(document[:10], set()).add(split)
     assert len(sides) == 19
     assert all(len(side) == 1 for side in sides.values())

@@ -12,7 +12,7 @@ import pytest
 
 from tests.data.corpora import decoded, prepared, text_source
 from trainer.choices import ConfigError
-from trainer.data.files import fingerprints
+from trainer.data.fingerprints import fingerprints
 from trainer.data.sources import EVAL, TRAIN, Stdlib, Text
 from trainer.data.stdlib import near_copies, top_level
 
@@ -104,7 +104,7 @@ def test_s09_only_text_is_read_and_nothing_is_unpickled(tmp_path, suffix):
     path = tmp_path / f"data{suffix}"
     # Of protocol 0 for .pkl, which looks like text; binary for the others, whatever the name says.
     path.write_bytes(pickle.dumps(Payload(), protocol=0 if suffix == ".pkl" else 4) + b"\0")
-    with pytest.raises(ConfigError, match=rf"data\.path: {path}: .*allowed: UTF-8 text, plain or gzip"):
+    with pytest.raises(ConfigError, match=rf"data\.path: {path}: .*allowed: UTF-8 text, plain or compressed"):
         prepared(text_source(path))
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -118,7 +118,7 @@ def test_s09_only_text_is_read_and_nothing_is_unpickled(tmp_path, suffix):
 def test_a_damaged_gzip_stream_names_the_file(tmp_path):
     whole = gzip.compress(os.urandom(3000).hex().encode())
     (tmp_path / "a.txt.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match=r"a\.txt\.gz: damaged gzip stream"):
+    with pytest.raises(ConfigError, match=r"a\.txt\.gz: damaged \.gz stream"):
         prepared(text_source(tmp_path / "a.txt.gz"))
 
 

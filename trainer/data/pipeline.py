@@ -13,7 +13,8 @@ from math import ceil
 from typing import Any
 
 from trainer.choices import ConfigError
-from trainer.data.reading import UNIT_BYTES, Flaw, Unit, parted, units, without_flaws
+from trainer.data.reading import UNIT_BYTES, Unit, splits, units
+from trainer.data.segments import Flaw
 from trainer.data.shards import CorpusWriter
 from trainer.data.sources import TRAIN, OnError
 from trainer.data.splitting import Plan
@@ -25,7 +26,7 @@ _COMMIT_SECONDS = 1.0
 
 def read_units(planned: Plan) -> Iterator[Unit]:
     """The units of a source."""
-    return units(planned.files, planned.document, planned.parting, planned.prefixes, UNIT_BYTES)
+    return units(planned.files, planned.layout, planned.parting, planned.prefixes, UNIT_BYTES)
 
 
 def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:
@@ -34,9 +35,9 @@ def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:
     for unit in read_units(planned):
         if ceil(share * (unit.index + 1)) > ceil(share * unit.index):
             for segment in unit.segments:
-                clean, flaws = without_flaws(segment)
-                complain(flaws, planned, on_error)
-                for split, text in parted(clean, planned.document, planned.parting.threshold):
+                found = planned.layout.documents(segment)
+                complain(found.flaws, planned, on_error)
+                for split, text in splits(found, segment, planned.parting.threshold):
                     if split == TRAIN:
                         yield from cut(text)
 
@@ -92,11 +93,9 @@ def _in_processes(job: Job, processes: int, stack: ExitStack) -> Callable[[Unit]
 
 
 def complain(flaws: list[Flaw], planned: Plan, on_error: OnError) -> None:
-    """Raise ConfigError (B07) for bytes that are no text, unless they are to be skipped."""
+    """Raise ConfigError (B07) for what cannot be read, unless it is to be skipped."""
     if flaws and on_error is OnError.fail:
         first = flaws[0]
-        more = f" ({len(flaws)} such lines in the {UNIT_BYTES >> 20} MB around it)" if len(flaws) > 1 else ""
-        raise ConfigError(
-            f"data: {planned.files[first.file].path}:{first.line}:{first.byte}: {first.what}, at offset {first.offset}{more}; "
-            "convert the file to UTF-8 (iconv -f ENCODING -t UTF-8), or leave such lines out with data.on_error=skip"
-        )
+        place = ":".join(str(part) for part in (planned.files[first.file].shown, first.line, first.byte) if part is not None)
+        more = f" ({len(flaws)} such in the {UNIT_BYTES >> 20} MB around it)" if len(flaws) > 1 else ""
+        raise ConfigError(f"data: {place}: {first.what}{more}; {first.mend}, or leave such out with data.on_error=skip")

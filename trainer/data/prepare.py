@@ -25,13 +25,15 @@ from trainer.atomic import write_json
 from trainer.choices import ConfigError
 from trainer.data.compressing import compressed_sizes
 from trainer.data.corpus import Corpus, open_corpus
-from trainer.data.files import fingerprints
+from trainer.data.fingerprints import fingerprints
+from trainer.data.formats import to_plain
 from trainer.data.pipeline import encoded_units, sample_text
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META, RowWriter
 from trainer.data.shards import SHARD_TOKENS, CorpusWriter
 from trainer.data.sources import EVAL, SPLITS
 from trainer.data.splitting import Plan, plan
+from trainer.data.text import TextFormat
 from trainer.data.tokenizing import Job
 from trainer.data.vocabularies import load_special, load_tokenizer, save_special, special_tokens
 from trainer.environment import cores
@@ -135,7 +137,7 @@ def _make_corpus(config: Config, planned: Plan, tokenizer: Path, folder: Path, k
     special = load_special(tokenizer)
     end = None if config.task.sentences else special.eos
     dtype = "uint16" if special.size <= 1 << 16 else "uint32"
-    job = Job(str(tokenizer), dtype, planned.document.value, planned.parting.threshold, end)
+    job = Job(str(tokenizer), dtype, to_plain(planned.layout), planned.parting.threshold, end)
     writer = CorpusWriter(folder, dtype)
     if writer.units:
         report.line(f"going on after {writer.units} units that an earlier process finished")
@@ -204,7 +206,7 @@ def _make_rows(config: Config, corpus: Path, folder: Path, key: str, report: Rep
 def _nothing_left(planned: Plan, counts: str, dropped: dict[str, int], split: str | None = None) -> ConfigError:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count) or "none"
     what = {None: "no text", "train": "nothing to train on", "eval": "nothing held out"}[split]
+    other = f"another data.document (now {planned.layout.document.value}), " if isinstance(planned.layout, TextFormat) else ""
     return ConfigError(
-        f"{planned.where}: {what}; {counts}; dropped: {reasons}. Give files with text, another "
-        f"data.document (now {planned.document.value}), or given splits data.train and data.eval"
+        f"{planned.where}: {what}; {counts}; dropped: {reasons}. Give files with text, {other}or given splits data.train and data.eval"
     )

@@ -104,8 +104,6 @@ class CorpusWriter:
             self.splits[split].append(part)
         for reason, count in encoded.dropped.items():
             self.dropped[reason] = self.dropped.get(reason, 0) + count
-        if encoded.flaws:
-            self.dropped["lines that are not UTF-8"] = self.dropped.get("lines that are not UTF-8", 0) + len(encoded.flaws)
         self.units += 1
         self.read += size
 

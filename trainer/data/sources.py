@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import Choice, ConfigError, choice, identity, placement
+
+if TYPE_CHECKING:
+    from trainer.data.segments import Format
 
 TRAIN, EVAL = "train", "eval"
 SPLITS = (TRAIN, EVAL)
@@ -30,10 +33,15 @@ class Document(str, Enum):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A text file, plain or gzip. split: where all of it goes, or None where its documents are parted by us."""
+    """A file of a source. split: where all of it goes, or None where its documents are parted by us."""
 
     path: str
     split: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What a message calls it."""
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,8 @@ class Listing:
 class Source(Choice, group="data"):
     """Text, cut into documents, parted into training and held out."""
 
-    document: Document = identity(Document.file, help="file | blank_line | line: what one document is")
     held_out: float = identity(0.05, help="share that is held out, where no split is given")
-    on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with a line that is not UTF-8 text")
+    on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with what is broken: a line that is not UTF-8, not JSON …")
     workers: int = placement(2, help="threads that read and collate ahead of the step")
     processes: int | None = placement(None, help="processes that tokenize; default: one a core")
 
@@ -67,6 +74,10 @@ class Source(Choice, group="data"):
         """The files, sorted. Raises ConfigError where there are none."""
         raise NotImplementedError
 
+    def layout(self, files: list[SourceFile]) -> Format:
+        """How documents are cut out of these files. Raises ConfigError (B14) where they lack what is asked for."""
+        raise NotImplementedError
+
 
 @choice
 class Stdlib(Source):
@@ -75,25 +86,27 @@ class Stdlib(Source):
     name: str = "stdlib"
     held_out: float = identity(0.1, help="share of the bytes that is held out, as whole top-level packages")
 
-    def check(self) -> None:
-        super().check()
-        if self.document is not Document.file:
-            raise ConfigError(f"data.document: {self.document.value}; with data=stdlib a document is a file")
-
     def listing(self) -> Listing:
         from trainer.data.stdlib import list_standard_library
 
         return list_standard_library(self.held_out)
 
+    def layout(self, files: list[SourceFile]) -> Format:
+        from trainer.data.text import TextFormat
 
-@choice
-class Text(Source):
-    """Text files: UTF-8, plain or gzip."""
+        return TextFormat(Document.file)
 
-    name: str = "text"
+
+@dataclass
+class Files(Source):
+    """Files of a user's own: one corpus, of which we hold a part out, or given splits."""
+
     path: Any = identity(None, help="files, folders or patterns; the held-out part is cut by us")
     train: Any = identity(None, help="given splits: the training files, folders or patterns")
     eval: Any = identity(None, help="given splits: the held-out files, folders or patterns")
+
+    # What the files are: one of trainer.data.files.KINDS.
+    kind: ClassVar[str] = ""
 
     def check(self) -> None:
         super().check()
@@ -106,7 +119,7 @@ class Text(Source):
         if self.path is not None and any(given):
             raise ConfigError("data.path and data.train|data.eval: both given; data.path is one corpus, the others are splits of your own")
         if self.path is None and not any(given):
-            raise ConfigError("data.path: missing; data=text needs data.path=FILES, or data.train=FILES and data.eval=FILES")
+            raise ConfigError("data.path: missing; data={self.name} needs data.path=FILES, or data.train=FILES and data.eval=FILES")
         if self.path is None and not all(given):
             have, lacks = ("train", "eval") if self.train is not None else ("eval", "train")
             raise ConfigError(
@@ -117,13 +130,70 @@ class Text(Source):
         from trainer.data.files import find_files
 
         if self.path is not None:
-            paths, dropped = find_files(self.path, "data.path")
+            paths, dropped = find_files(self.path, "data.path", self.kind)
             return Listing([SourceFile(path) for path in paths], f"data.path={self.path}", dropped)
-        train, dropped = find_files(self.train, "data.train")
-        held_out, more = find_files(self.eval, "data.eval")
+        train, dropped = find_files(self.train, "data.train", self.kind)
+        held_out, more = find_files(self.eval, "data.eval", self.kind)
         both = sorted(set(train) & set(held_out))
         if both:
             raise ConfigError(f"data.eval: {both[0]} is in data.train too; what is trained on cannot be held out ({len(both)} such files)")
         files = [SourceFile(path, TRAIN) for path in train] + [SourceFile(path, EVAL) for path in held_out]
         reasons = {reason: dropped.get(reason, 0) + more.get(reason, 0) for reason in {*dropped, *more}}
         return Listing(files, f"data.train={self.train} data.eval={self.eval}", reasons)
+
+
+@choice
+class Text(Files):
+    """Text files: UTF-8, plain or compressed."""
+
+    name: str = "text"
+    document: Document = identity(Document.file, help="file | blank_line | line: what one document is")
+
+    kind: ClassVar[str] = "text"
+
+    def layout(self, files: list[SourceFile]) -> Format:
+        from trainer.data.text import TextFormat
+
+        return TextFormat(self.document)
+
+
+@dataclass
+class Columns:
+    """Which columns of a record are what."""
+
+    text: Any = identity(None, help="column of the text, or a list of them, also dotted paths; default: text, or the only one with text")
+
+
+@dataclass
+class RecordFiles(Files):
+    """Files of records: one document a record."""
+
+    columns: Columns = identity(default_factory=Columns)
+
+    def check(self) -> None:
+        super().check()
+        value = self.columns.text
+        entries = value if isinstance(value, (list, tuple)) else [value]
+        if value is not None and (not entries or not all(isinstance(entry, str) and entry for entry in entries)):
+            raise ConfigError(f"data.columns.text: {value!r}; the name of a column, or a list of them: 'data.columns.text=[title,body]'")
+
+    @property
+    def wanted(self) -> list[str] | None:
+        """The columns that were asked for."""
+        value = self.columns.text
+        return None if value is None else [value] if isinstance(value, str) else list(value)
+
+
+@choice
+class Jsonl(RecordFiles):
+    """JSON: one object a line, or one array of objects; plain or compressed."""
+
+    name: str = "jsonl"
+
+    kind: ClassVar[str] = "jsonl"
+
+    def layout(self, files: list[SourceFile]) -> Format:
+        from trainer.data.columns import json_columns
+        from trainer.data.json_files import JsonRecords
+
+        return JsonRecords(tuple(json_columns(files, self.wanted)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.reading import Flaw, Unit, parted, soft_border, without_flaws
-from trainer.data.sources import EVAL, SPLITS, Document
+from trainer.data.formats import from_plain
+from trainer.data.reading import Unit, splits
+from trainer.data.segments import Flaw
+from trainer.data.sources import EVAL, SPLITS
+from trainer.data.text import soft_border
 
 # The tokenizer library is fastest on pieces of this size, and holds about a hundred bytes a token until a batch is taken apart.
 _PIECE_BYTES = 1 << 13
@@ -24,11 +28,12 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 @dataclass(frozen=True)
 class Job:
-    """How units are tokenized. tokenizer: its folder. end: the token before each document, or None to keep sentences instead."""
+    """How units are tokenized. tokenizer: its folder. layout: the format of the files, as plain values. threshold: of the hash, below
+    which a document is held out. end: the token before each document, or None to keep sentences instead."""
 
     tokenizer: str
     dtype: str
-    document: str
+    layout: dict[str, Any]
     threshold: int
     end: int | None
 
@@ -64,7 +69,7 @@ class Encoder:
     def __init__(self, job: Job):
         from trainer.data.vocabularies import backend
 
-        self.job = job
+        self.job, self.layout = job, from_plain(job.layout)
         self.tokenizer = backend(Path(job.tokenizer))
 
     def encode(self, unit: Unit) -> Encoded:
@@ -72,16 +77,18 @@ class Encoder:
         result = Encoded()
         texts: dict[str, list[tuple[bytes, bool]]] = {split: [] for split in SPLITS}
         for segment in unit.segments:
-            clean, flaws = without_flaws(segment)
-            result.flaws += flaws
-            for split, text in parted(clean, Document(self.job.document), self.job.threshold):
+            cut = self.layout.documents(segment)
+            result.flaws += cut.flaws
+            _add(result.dropped, cut.dropped)
+            _add(result.dropped, Counter(flaw.reason for flaw in cut.flaws))
+            for split, text in splits(cut, segment, self.job.threshold):
                 texts[split].append((text, segment.opens))
         for split, documents in texts.items():
             if documents:
                 encode = self._sentences if self.job.sentences else self._stream
                 part, empty = encode(documents)
                 if empty:
-                    result.dropped["documents without a token"] = result.dropped.get("documents without a token", 0) + empty
+                    _add(result.dropped, {"documents without a token": empty})
                 part.text = b"".join(text for text, _ in documents) if split == EVAL else b""
                 result.parts[split] = part
         return result
@@ -142,6 +149,11 @@ class Encoder:
             encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             found += [np.array(encoding.ids, dtype=self.job.dtype) for encoding in encodings]
         return found
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for reason, count in more.items():
+        counts[reason] = counts.get(reason, 0) + count
 
 
 def cut(text: bytes) -> Iterator[str]:

@@ -18,7 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from trainer.data.reading import Flaw, Segment, Unit
+from trainer.data.reading import Unit
+from trainer.data.segments import Flaw, Segment
 from trainer.data.tokenizing import Encoded, Encoder, Job, Part
 
 _HEAD = struct.Struct("<QQ")
@@ -46,7 +47,7 @@ def receive(stream: IO[bytes]) -> tuple[Any, bytes] | None:
 
 def pack_unit(unit: Unit) -> tuple[Any, list[bytes | memoryview]]:
     """A unit as a frame."""
-    segments = [vars(segment) | {"text": None, "size": len(segment.text)} for segment in unit.segments]
+    segments = [vars(segment) | {"text": len(segment.text)} for segment in unit.segments]
     return {"index": unit.index, "segments": segments}, [segment.text for segment in unit.segments]
 
 
@@ -54,7 +55,7 @@ def unpack_unit(header: Any, payload: bytes) -> Unit:
     """The unit of a frame."""
     unit, start = Unit(header["index"]), 0
     for fields in header["segments"]:
-        size = fields.pop("size")
+        size = fields["text"]
         unit.segments.append(Segment(**fields | {"text": payload[start : start + size]}))
         start += size
     return unit

@@ -1,0 +1,175 @@
+"""Records: JSON lines, JSON arrays and tables come to the same documents; what is broken is told by its place."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.data.corpora import decoded, prepared
+from trainer.choices import ConfigError
+from trainer.data import json_files
+from trainer.data.json_files import JsonRecords
+from trainer.data.segments import Flaw
+from trainer.data.sources import Columns, Jsonl, OnError, SourceFile
+from trainer.data.tokenizers import Train
+
+POEMS = [{"title": f"poem {number}", "lines": [f"first line of {number}", "", "字 second\nline"], "id": number} for number in range(60)]
+TEXTS = [f"first line of {number}\n字 second\nline" for number in range(60)]
+
+
+def jsonl(path, text=None, **settings):
+    return Jsonl(path=str(path), columns=Columns(text), processes=1, **settings)
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def texts_of(corpus):
+    return sorted(decoded(corpus, "train") + decoded(corpus, "eval"))
+
+
+def test_jsonl_and_one_array_hold_the_same_documents(tmp_path):
+    write_lines(tmp_path / "a.jsonl", POEMS)
+    (tmp_path / "pretty.json").write_text(json.dumps(POEMS, indent=2, ensure_ascii=False))
+    (tmp_path / "dense.json").write_bytes(b"\xef\xbb\xbf " + json.dumps(POEMS, separators=(",", ":")).encode())
+    found = [prepared(jsonl(tmp_path / name, "lines")) for name in ("a.jsonl", "pretty.json", "dense.json")]
+    assert [texts_of(corpus) for corpus in found] == [sorted(TEXTS)] * 3
+    assert len({corpus.meta["splits"]["eval"]["documents"] for corpus in found}) == 1, "the same documents are held out"
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=30)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=6
+)
+RECORDS = st.lists(st.fixed_dictionaries({"text": VALUES}), max_size=12)
+UNITS = st.sampled_from([1, 100, 1 << 20])
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("records") / "array.json"
+
+
+@given(
+    records=RECORDS,
+    indent=st.sampled_from([None, 1]),
+    ascii=st.booleans(),
+    unit=st.sampled_from([1, 100, 1 << 20]),
+    block=st.integers(1, 40),
+)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_array_is_read_in_blocks_of_any_size(scratch, records, indent, ascii, unit, block):
+    raw = json.dumps(records, indent=indent, ensure_ascii=ascii).encode()
+    scratch.write_bytes(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_files, "_BLOCK", block)
+        segments = list(JsonRecords(("text",)).segments(0, SourceFile(str(scratch)), unit))
+    lines = [line for segment in segments for line in segment.text.split(b"\n") if line]
+    assert [json.loads(line) for line in lines] == records
+    assert sum(segment.size for segment in segments) == len(raw)
+    places = [line for segment in segments for line in segment.lines or []]
+    if indent:
+        starts = [number for number, line in enumerate(raw.decode().split("\n"), 1) if line.startswith(" {")]
+        assert places == starts
+
+
+@pytest.mark.parametrize(
+    ("records", "text", "expected"),
+    [
+        ([{"text": "a", "title": "b"}], None, "a"),
+        ([{"body": "a", "id": 3, "tags": []}], None, "a"),
+        ([{"meta": {"body": "a"}, "meta.body": "b"}], "meta.body", "b"),
+        ([{"meta": {"body": "a"}, "x": "b"}], ["x", "meta.body"], "b\na"),
+        ([{"turns": [{"say": "a"}, {"say": None}, {"say": ["b", "c"]}]}], "turns.say", "a\nb\nc"),
+    ],
+)
+def test_columns_are_names_paths_and_lists(tmp_path, records, text, expected):
+    from trainer.data.columns import json_columns
+
+    file = SourceFile(str(write_lines(tmp_path / "a.jsonl", records)))
+    columns = json_columns([file], [text] if isinstance(text, str) else text)
+    [segment] = JsonRecords(tuple(columns)).segments(0, file, 100)
+    assert JsonRecords(tuple(columns)).documents(segment).texts == [expected.encode()]
+
+
+def test_b14_a_missing_column_names_the_columns_there_are(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [{"title": "t", "paragraphs": ["p"], "meta": {"id": 3}}])
+    with pytest.raises(ConfigError, match=rf"'paragraph' is no column of {path}; its columns: .*meta\.id.*; did you mean 'paragraphs'\?"):
+        prepared(jsonl(path, "paragraph"))
+    with pytest.raises(ConfigError, match=r"missing, and .*no column 'text'; columns with text are title, paragraphs; give data"):
+        prepared(jsonl(path))
+    write_lines(tmp_path / "b.jsonl", [{"title": "t"}])
+    with pytest.raises(ConfigError, match=rf"'paragraphs' is no column of {tmp_path}/b\.jsonl"):
+        prepared(jsonl(tmp_path, "paragraphs"))
+
+
+BROKEN = b'{"text": "gr\xc3\xbcn" "x"}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "reason"),
+    [
+        (BROKEN, r":41:18: broken JSON: .*; mend the line", "lines that are not JSON"),
+        (b'{"text": "\xfc"}\n', r":41:11: byte 0xfc is not UTF-8, at offset ", "lines that are not UTF-8"),
+        (b'{"text": 3.5}\n', r":41: a number \(3\.5\), not text", "records whose text is of another type"),
+        (b'["text"]\n', r":41: a list, not an object; write one object a line, such as \{\"text\"", "lines that are no object"),
+        (b'{"text": "\\ud800"}\n', r":41: '\\ud800' is half a character", "records with half characters"),
+    ],
+)
+def test_b07_a_broken_record_names_file_line_and_byte(tmp_path, line, message, reason):
+    good = b"".join(b'{"text": "a good record, number %d"}\n' % number for number in range(40))
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(good + line + good)
+    with pytest.raises(ConfigError, match=f"{path}{message}.*data\\.on_error=skip"):
+        prepared(jsonl(path), tokenizer=Train(vocab_size=300))
+    corpus = prepared(jsonl(path, on_error=OnError.skip))
+    assert corpus.meta["dropped"] == {reason: 1} and len(texts_of(corpus)) == 80
+
+
+def test_b07_a_broken_array_names_the_place(tmp_path):
+    text = json.dumps(POEMS, indent=1, ensure_ascii=False)
+    at = text.index('"poem 30"')
+    path = tmp_path / "a.json"
+    path.write_text(text[:at] + "?" + text[at:])
+    with pytest.raises(ConfigError, match=rf"{path}:{1 + text[:at].count(chr(10))}:12: broken JSON: Expecting value; .*it is one array"):
+        prepared(jsonl(path, "lines", on_error=OnError.skip))
+    path.write_text(text[: at + 3])
+    with pytest.raises(ConfigError, match="broken JSON: Unterminated string"):
+        prepared(jsonl(path, "lines"))
+
+
+def test_records_without_text_are_dropped_and_counted(tmp_path):
+    records = [*({"text": text} for text in TEXTS), {"text": None}, {"text": ""}, {"text": " \n"}, {"text": []}, {"other": "x"}]
+    corpus = prepared(jsonl(write_lines(tmp_path / "a.jsonl", records)))
+    assert corpus.meta["dropped"] == {"records without text": 5}
+    assert texts_of(corpus) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("records", [["one\ntwo\nthree\nfour\nfive"], ["alone " * 20], TEXTS[:5]])
+def test_few_records_hold_out_the_tail(tmp_path, records):
+    path = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in records])
+    corpus = prepared(jsonl(path, held_out=0.2))
+    train, held_out = ("".join(decoded(corpus, split)) for split in ("train", "eval"))
+    assert train + held_out == "".join(records)
+    assert 0 < len(held_out.encode()) <= 0.2 * len("".join(records).encode()) + 1
+
+
+def test_b06_files_without_records_are_told(tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"data\.path=.*nothing to train on; 1 files read, documents: 0 kept for train"):
+        prepared(jsonl(tmp_path / "a.json"))
+
+
+def test_the_result_does_not_depend_on_unit_borders(tmp_path):
+    file = SourceFile(str(write_lines(tmp_path / "a.jsonl", POEMS)))
+    layout = JsonRecords(("lines",))
+    expected = [text.encode() for text in TEXTS]
+    for unit in (1, 100, 1 << 20):
+        segments = list(layout.segments(0, file, unit))
+        assert [text for segment in segments for text in layout.documents(segment).texts] == expected
+        assert [at for segment in segments for at, text in layout.located(segment) if not isinstance(text, Flaw)] == list(range(1, 61))

@@ -1,0 +1,187 @@
+"""Text files: UTF-8, a document being a file, a paragraph or a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from trainer.data.opening import BOM, open_text
+from trainer.data.segments import Cut, Flaw, Format, Place, Segment, tail_place
+from trainer.data.sources import EVAL, TRAIN, Document, SourceFile
+
+_BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+_LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class TextFormat(Format):
+    """Documents as runs of bytes. One that is longer than a unit comes in several segments, cut where its tokens stay the same."""
+
+    kind: ClassVar[str] = "text"
+    document: Document = Document.file
+
+    @property
+    def whole_files(self) -> bool:
+        return self.document is Document.file
+
+    def segments(self, number: int, file: SourceFile, unit_bytes: int) -> Iterator[Segment]:
+        with open_text(file.path) as stream:
+            pending = stream.read(unit_bytes)
+            offset, line, opens, last = 0, 1, True, not pending
+            if pending.startswith(BOM):
+                pending, offset = pending[len(BOM) :], len(BOM)
+            if last:
+                yield Segment(number, 0, 1, b"")
+            while pending:
+                if not last and len(pending) <= unit_bytes:
+                    block = stream.read(unit_bytes)
+                    pending, last = pending + block, not block
+                    continue
+                end, closes = _border(pending, unit_bytes, self.document, opens, last)
+                text, pending = pending[:end], pending[end:]
+                yield Segment(number, offset, line, text, opens=opens, closes=closes, size=len(text))
+                offset, line, opens = offset + end, line + text.count(b"\n"), closes
+
+    def documents(self, segment: Segment) -> Cut:
+        clean, flaws = without_flaws(segment)
+        return Cut([text for text in documents(clean, self.document) if text and not text.isspace()], flaws)
+
+    def tail(self, files: Sequence[SourceFile], sizes: Sequence[int], share: float) -> Place:
+        def blocks(number: int, start: int) -> Iterator[bytes]:
+            with open_text(files[number].path) as stream:
+                stream.seek(start)
+                while block := stream.read(_BLOCK):
+                    yield block
+
+        return Place(*tail_place(sizes, blocks, share))
+
+    def parted(self, segment: Segment, place: Place) -> Iterator[Segment]:
+        inside = place.at - segment.offset
+        if segment.file != place.file or not 0 < inside < len(segment.text):
+            segment.split = EVAL if (segment.file, segment.offset) >= (place.file, place.at) else TRAIN
+            yield segment
+            return
+        head, tail = segment.text[:inside], segment.text[inside:]
+        yield replace(segment, text=head, split=TRAIN, closes=True, size=len(head))
+        line = segment.line + head.count(b"\n")
+        yield replace(segment, offset=place.at, line=line, text=tail, split=EVAL, opens=True, size=len(tail))
+
+
+def _border(text: bytes, limit: int, document: Document, opens: bool, last: bool) -> tuple[int, bool]:
+    """Where the next segment ends, at most `limit` bytes on unless the text ends there, and whether a document ends there too."""
+    if document is not Document.file:
+        end = _first_end(text, limit, document) if not opens else _last_end(text, limit, document) if len(text) > limit or not last else 0
+        if end:
+            return end, True
+    if last and len(text) <= limit:
+        return len(text), True
+    end = soft_border(text, 0, limit)
+    # A blank line must not be parted, or neither segment would show that a document ends there.
+    while document is Document.blank_line and end > 1 and (text[end : end + 1].isspace() or text[end] & 0xC0 == 0x80):
+        end -= 1
+    return end, False
+
+
+def _last_end(text: bytes, limit: int, document: Document) -> int:
+    """The end of the last document that ends within the limit, its separator included; 0 where none does."""
+    if document is Document.line:
+        return text.rfind(b"\n", 0, limit) + 1
+    position = text.rfind(b"\n\n", 0, limit)
+    if position >= 0:
+        return position + 2
+    return max((match.end() for match in _BLANK_LINES.finditer(text, 0, limit)), default=0)
+
+
+def _first_end(text: bytes, limit: int, document: Document) -> int:
+    if document is Document.line:
+        return text.find(b"\n", 0, limit) + 1
+    match = _BLANK_LINES.search(text, 0, limit)
+    return match.end() if match else 0
+
+
+def soft_border(text: bytes, start: int, limit: int) -> int:
+    """Where to cut text inside a document so that its tokens stay the same: at a line end between two lines that neither are blank nor
+    indented, else at any line end, a space, a character. Looks back from start + limit, no further than half the way.
+    """
+    stop, floor = start + limit, start + limit // 2
+    position = stop
+    while (position := text.rfind(b"\n", floor, position)) > floor:
+        if not text[position - 1 : position].isspace() and not text[position + 1 : position + 2].isspace():
+            return position + 1
+    for mark in (b"\n", b" "):
+        position = text.rfind(mark, floor, stop)
+        if position > floor:
+            return position + 1
+    while stop > start + 1 and text[stop : stop + 1] and text[stop] & 0xC0 == 0x80:
+        stop -= 1
+    return stop
+
+
+def documents(segment: Segment, document: Document) -> Iterator[bytes]:
+    """The documents of a segment, or its part of one, without the line ends that part them."""
+    if document is Document.file:
+        yield segment.text
+    elif document is Document.line:
+        for line in segment.text.split(b"\n") if segment.whole else (segment.text.removesuffix(b"\n"),):
+            yield line.removesuffix(b"\r")
+    else:
+        for text in _BLANK_LINES.split(segment.text) if segment.whole else (segment.text,):
+            blank = _LEADING_BLANK_LINES.match(text) if segment.opens else None
+            text = text[blank.end() :] if blank else text
+            yield text.rstrip() if segment.closes else text
+
+
+def without_flaws(segment: Segment) -> tuple[Segment, list[Flaw]]:
+    """The segment without the lines that are not UTF-8 text, and the first flaw of each of those lines."""
+    if is_text(segment.text):
+        return segment, []
+    flaws, kept, offset = [], [], segment.offset
+    for number, line in enumerate(_lines(segment.text)):
+        at = flaw_in(line)
+        if at is None:
+            kept.append(line)
+        else:
+            flaws.append(bad_bytes(segment.file, segment.line + number, line, at, offset + at))
+        offset += len(line)
+    return replace(segment, text=b"".join(kept)), flaws
+
+
+def bad_bytes(file: int, line: int, text: bytes, at: int, offset: int) -> Flaw:
+    """The flaw of a byte that is not text. text: its line; at: its place there; offset: in the decompressed file."""
+    what = "a zero: not a text file?" if text[at] == 0 else "not UTF-8"
+    return Flaw(
+        file,
+        line,
+        at + 1,
+        f"byte 0x{text[at]:02x} is {what}, at offset {offset}",
+        "convert the file to UTF-8 (iconv -f ENCODING -t UTF-8)",
+        "lines that are not UTF-8",
+    )
+
+
+def _lines(text: bytes) -> Iterator[bytes]:
+    """Lines with their line feeds; no other byte ends one."""
+    start = 0
+    while start < len(text):
+        end = text.find(b"\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def is_text(text: bytes) -> bool:
+    """Whether bytes are UTF-8 without a zero byte."""
+    return flaw_in(text) is None
+
+
+def flaw_in(text: bytes) -> int | None:
+    """The index of the first byte that is not UTF-8 text."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        zero = text.find(b"\0", 0, error.start)
+        return zero if zero >= 0 else error.start
+    zero = text.find(b"\0")
+    return zero if zero >= 0 else None
