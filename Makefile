@@ -27,7 +27,7 @@ train: install
 	$(BIN)/trainer train experiment=quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # Set at import, before anything is started: every process of every test inherits it. The cache is shared by the tests of a session,
-# so that a corpus is prepared once; and it is new, so that none is left from other code.
-_CACHE = tempfile.mkdtemp(prefix="shardloom-tests-")
+# so that a corpus is prepared once; and it is new, so that none is left from other code. A worker of pytest-xdist has its master's.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+_CACHE = os.environ["TRAINER_CACHE"] if _IS_WORKER else tempfile.mkdtemp(prefix="shardloom-tests-")
 os.environ.update(TRAINER_CACHE=_CACHE, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", NETRC=os.devnull)
 # Neither a key of the person at the keyboard nor the variables of a surrounding cluster job belong to a test.
 for _name in ("WANDB_API_KEY", "TRAINER_PLUGINS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_ID"):
@@ -21,7 +22,8 @@ for _name in ("WANDB_API_KEY", "TRAINER_PLUGINS", "RANK", "LOCAL_RANK", "WORLD_S
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    if not _IS_WORKER:
+        shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
