@@ -166,10 +166,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def identity_of(config: Config) -> dict[str, Any]:
     """The dotted keys that decide what is computed, with their values."""
     kinds = roles(config)
-    return {key: value for key, value in flatten(to_dict(config)).items() if _role(key, kinds) == IDENTITY}
+    return {key: value for key, value in flatten(to_dict(config)).items() if role_of(key, kinds) == IDENTITY}
 
 
-def _role(key: str, kinds: dict[str, str]) -> str:
+def role_of(key: str, kinds: dict[str, str]) -> str:
+    """The role of a dotted key, by what `roles` found."""
     # A leaf below a free-form dictionary field (data.columns.text) takes the role of the field.
     while key not in kinds and "." in key:
         key = key.rsplit(".", 1)[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from trainer.catalogue.entries import run_folders
 from trainer.choices import ConfigError
 from trainer.config import BUDGETS, Config
 from trainer.data.corpus import Corpus, open_corpus
@@ -123,7 +124,7 @@ def existing(path: str) -> RunDir:
     """A run directory that must exist. Raises ConfigError with the runs there are."""
     run = RunDir(path)
     if not run.config_path.exists():
-        known = sorted(str(found.parent) for found in Path("runs").glob("**/config.yaml"))
+        known = sorted(str(found) for found in run_folders(Path("runs")))
         raise ConfigError(f"run={path}: no run there; " + (f"runs here: {', '.join(known)}" if known else "there are no runs under runs/"))
     return run
 

@@ -11,6 +11,8 @@ from trainer.choices import ConfigError, nearest
 
 T = TypeVar("T")
 
+_BOOLEANS = {"true": True, "false": False}
+
 
 def option(default: Any = dataclasses.MISSING, *, help: str) -> Any:
     """A field of a verb's options."""
@@ -59,7 +61,7 @@ def _value(key: str, text: str, wanted: Any) -> Any:
     if isinstance(wanted, types.UnionType):
         wanted = next(part for part in typing.get_args(wanted) if part is not types.NoneType)
     try:
-        return wanted(text)
-    except ValueError:
-        name = {int: "a whole number", float: "a number"}.get(wanted, wanted.__name__)
+        return _BOOLEANS[text.lower()] if wanted is bool else wanted(text)
+    except (ValueError, KeyError):
+        name = {int: "a whole number", float: "a number", bool: "true or false"}.get(wanted, wanted.__name__)
         raise ConfigError(f"{key}: {text!r}; must be {name}") from None

@@ -21,8 +21,9 @@ from trainer.tracking import jsonl
 
 # What `resume.overwrite=true` removes; anything else in the directory is the user's. Checkpoints first and config.yaml last: killed in
 # between, it must not look like a new run to the next start.
-_OWN = ("checkpoints", "summary.json", "metrics.jsonl", "events.jsonl", "report.html", "sample.txt", "model", "ledger", "logs", "wandb",
+OWN = ("checkpoints", "summary.json", "metrics.jsonl", "events.jsonl", "report.html", "sample.txt", "model", "ledger", "logs", "wandb",
         "wandb.json", "stop", "placement.json", "config.yaml")  # fmt: skip
+_LOCK = ".lock"
 
 
 class RunDir:
@@ -73,19 +74,26 @@ class RunDir:
     def locked(self) -> Iterator[IO[str]]:
         """Hold the run. Raises ConfigError where another process does; the lock goes with the process, however it ends."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with (self.path / _LOCK).open("a+") as file:
+            if not _lock(file, fcntl.LOCK_EX, tries=3):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise ConfigError(
                     f"output_dir: {self.path} is held by {holder}; wait for it, stop it with Ctrl-C, or name another run: name=…"
-                ) from None
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}")
             file.flush()
             yield file
+
+    @property
+    def held(self) -> bool:
+        """Whether a process holds the run now; touches nothing."""
+        try:
+            with (self.path / _LOCK).open() as file:
+                return not _lock(file, fcntl.LOCK_SH)
+        except OSError:
+            return False
 
     @property
     def holds_run(self) -> bool:
@@ -131,12 +139,25 @@ class RunDir:
         if not self.config_path.exists():
             return
         load_frozen(self.config_path)
-        for name in _OWN:
+        for name in OWN:
             path = self.path / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str], kind: int, tries: int = 1) -> bool:
+    """Take a lock that lasts until the file is closed. Whoever only looks holds it for an instant: trying again passes that."""
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(0.05)
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            continue
+    return False
 
 
 def load_frozen(path: Path) -> Config:

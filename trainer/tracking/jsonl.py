@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The objects of a file in their order, without torn lines; none where there is no file."""
     if not path.is_file():
         return []
-    found = []
     with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                found.append(line)
+        return parsed(file)
+
+
+def parsed(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The objects that lines hold, without torn ones."""
+    found = []
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
     return found
 
 

@@ -1,6 +1,6 @@
-"""The page of the report: HTML and its style, without a script and without anything from elsewhere."""
+"""The pages that we write: HTML and its style, without a script and without anything from elsewhere."""
 
-TEMPLATE = """<!doctype html>
+_HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -83,7 +83,12 @@ footer { margin-top: 44px; color: var(--muted); font-size: 12.5px; }
 @media print { :root { --page: #fff; } .card, .tile { break-inside: avoid; } }
 </style>
 </head>
-<body>
+"""
+
+# The report of a run.
+TEMPLATE = (
+    _HEAD
+    + """<body>
 <main>
 <header>
 <h1>{{ name }}<span class="state{{ '' if finished else ' open' }}">{{ 'finished' if finished else 'not finished' }}</span></h1>
@@ -142,3 +147,29 @@ footer { margin-top: 44px; color: var(--muted); font-size: 12.5px; }
 </body>
 </html>
 """
+)
+
+# Two runs beside each other.
+COMPARISON = (
+    _HEAD
+    + """<body>
+<main>
+<header><h1>{{ name }}</h1><p>{{ told }}</p></header>
+
+{% for title, rows in differences if rows %}<h2>{{ title }}</h2>
+<div class="card scroll"><table>
+<tr><th></th><th>{{ first }}</th><th>{{ second }}</th></tr>
+{% for row in rows %}<tr><td>{{ row[0] }}</td>{% for value in row[1:] %}<td class="number wide">{{ value }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% endfor %}
+
+<h2>Curves</h2>
+{% if charts %}<div class="charts">
+{% for chart in charts %}<figure class="card"><figcaption>{{ chart.title }}<span>{{ chart.note }}</span></figcaption>
+{{ chart.svg }}</figure>
+{% endfor %}</div>{% else %}<div class="card">No figures yet.</div>{% endif %}
+</main>
+</body>
+</html>
+"""
+)

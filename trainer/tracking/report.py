@@ -21,17 +21,20 @@ _EVENTS = 200
 
 def write(run_dir: Path) -> Path:
     """Write report.html into a run directory and return its path. Whatever file is missing is left out of the page."""
+    from trainer.tracking.page import TEMPLATE
+
+    write_text(run_dir / REPORT, rendered(TEMPLATE, page(run_dir)))
+    return run_dir / REPORT
+
+
+def rendered(template: str, facts: dict[str, Any]) -> str:
+    """A page of its facts, `charts` drawn."""
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from trainer.tracking.page import TEMPLATE
-
-    facts = page(run_dir)
-    facts["charts"] = [{"title": chart.title, "note": chart.note, "svg": Markup(svg(chart))} for chart in facts["charts"]]
+    drawn = [{"title": chart.title, "note": chart.note, "svg": Markup(svg(chart))} for chart in facts["charts"]]
     # What is shown was written by models and by data: all of it is escaped.
-    text = Environment(autoescape=True, trim_blocks=False).from_string(TEMPLATE).render(facts)
-    write_text(run_dir / REPORT, text)
-    return run_dir / REPORT
+    return Environment(autoescape=True, trim_blocks=False).from_string(template).render(facts | {"charts": drawn})
 
 
 def page(run_dir: Path) -> dict[str, Any]:
