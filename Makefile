@@ -3,6 +3,7 @@
 # make test      install, then the test suite
 # make lint      ruff and mypy, as in pre-commit and .ci/run
 # make mutants   bring back each bug of tests/mutants/ and show that its test goes red
+# make docs      the documentation as a site in site/, to be opened from the file
 # make wheels    wheels/ for a GPU machine without a network
 
 # The first Python that is new enough and can make virtual environments; name another with `make PYTHON=…`.
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: install train test lint mutants wheels
+.PHONY: install train test lint mutants docs wheels
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -36,6 +37,10 @@ lint: install
 
 mutants: install
 	$(BIN)/python tests/mutants/run.py
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open site/index.html"
 
 wheels: install
 	$(BIN)/python benchmarks/wheels.py wheels
