@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -24,7 +25,8 @@ from trainer.words import composed
 
 EXAMPLES = [example for document in DOCUMENTS for example in examples(document)]
 TYPED = [(example, command) for example in EXAMPLES if example.is_shell for command in example.commands()]
-COMMANDS = [(example, words) for example, command in TYPED if (words := trainer_words(command))]
+# One with … in it shows a form, and is none to type.
+COMMANDS = [(example, words) for example, command in TYPED if (words := trainer_words(command)) and "…" not in "".join(words)]
 MARKED = [example for example in EXAMPLES if example.run is not None]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -57,6 +59,9 @@ def test_a_command_is_accepted(example: Example, words: list[str], folder: Path,
     verb, *rest = words
     module = importlib.import_module(f"trainer.verbs.{verb}")
     printed = bool({"--help", "-h", "--cfg"} & set(rest))
+    if verb == "runs":
+        accepted_by_runs(rest)
+        return
     if hasattr(module, "Options"):
         assert printed or options.parse(rest, module.Options, verb)
         return
@@ -64,6 +69,19 @@ def test_a_command_is_accepted(example: Example, words: list[str], folder: Path,
     assert (configs is None) if printed else configs
     if configs and "-m" in rest:
         assert len({config.output_dir for config in configs}) == len(configs) > 1
+
+
+def accepted_by_runs(words: list[str]) -> None:
+    """`runs` has a grammar of its own: a word before others, options, conditions."""
+    from trainer.catalogue.conditions import condition
+    from trainer.verbs.runs import CleanOptions
+
+    if words[:1] == ["diff"]:
+        assert len([word for word in words[1:] if not word.startswith("root=")]) == 2
+        return
+    known = {field.name for field in dataclasses.fields(CleanOptions)}
+    for word in words[words[:1] == ["clean"] :]:
+        assert word.split("=")[0] in known or condition(word)
 
 
 @pytest.mark.parametrize("example", [example for example in EXAMPLES if example.language == "python"], ids=str)
