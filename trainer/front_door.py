@@ -85,7 +85,7 @@ def make_ready(config: Config, run: RunDir, world_size: int) -> Config:
     prepared = prepare(config)
     corpus = open_corpus(prepared.corpus, prepared.rows)
     config.task.baselines(corpus)
-    config.model.verify(corpus.vocabulary, config.sequence_length)
+    config.model.verify(config.task.objective, corpus.vocabulary, config.sequence_length)
     if config.init.run:
         refuse_other_tokens(config.init.run, corpus)
     if config.resume.overwrite:

@@ -94,6 +94,9 @@ class Training:
         self.micro_batch = int(resolved["micro_batch"])
         seed_all(config.seed, "init")
         module = self.task.module(config, self.corpus)
+        notice: str = getattr(module, "notice", "")
+        if notice and world.leads:
+            print(notice, flush=True)
         self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
         self.placement = config.strategy.place(module, config.optim.build, config, world)
         module.train()

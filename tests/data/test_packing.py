@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trainer.choices import ConfigError
 from trainer.data import packing
 from trainer.data.corpus import TokenStream, shard_name
-from trainer.data.packing import best_fit, pack_causal, pack_pairs, split_long
+from trainer.data.packing import best_fit, pack_causal, pack_documents, pack_pairs, split_long
 from trainer.data.rows import Rows, RowWriter
 
 
@@ -102,6 +102,27 @@ def test_pairs_do_not_depend_on_blocks_and_half_of_them_follow(tmp_path, monkeyp
     assert np.histogram(random[:, 2], bins=10)[0].min() > 0.7 * len(random) / 10
     assert whole.tokens_total / (len(whole) * 128) > 0.9, "rows are filled"
     assert len(parts) == len(whole)
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=120), capacity=st.integers(3, 40), block=st.integers(1, 130))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_documents_fill_rows_and_every_token_is_in_one(scratch, lengths, capacity, block):
+    """Each part lies within one document, with [CLS] and [SEP] around it; how documents are read in blocks changes nothing."""
+    documents = np.concatenate([[0], np.cumsum(lengths)])
+    whole = packed(scratch / "whole", pack_documents, documents, capacity, 0.15)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_DOCUMENTS", block)
+        rows = packed(scratch / "parts", pack_documents, documents, capacity, 0.15)
+    assert (scratch / "whole/pieces.bin").read_bytes() == (scratch / "parts/pieces.bin").read_bytes()
+    pieces = np.concatenate([rows.pieces(row) for row in range(len(rows))])
+    covered = np.concatenate([np.arange(start, start + length) for start, length in pieces])
+    assert sorted(covered) == list(range(documents[-1]))
+    assert (np.searchsorted(documents, pieces[:, 0], "right") == np.searchsorted(documents, pieces.sum(axis=1), "left")).all()
+    for row in range(len(rows)):
+        text = int(rows.pieces(row)[:, 1].sum())
+        assert rows.lengths[row] == text + 2 * len(rows.pieces(row)) <= capacity
+        assert rows.targets["mlm"][row] == max(1, round(0.15 * text))
+    assert len(whole) == len(rows)
 
 
 def test_one_document_warns_and_takes_the_other_half_from_elsewhere_in_it(tmp_path, caplog):

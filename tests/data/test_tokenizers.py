@@ -8,6 +8,7 @@ import pytest
 from tests.data.corpora import decoded, prepared, text_source
 from trainer.choices import ConfigError
 from trainer.data.tokenizers import Pretrained, Train
+from trainer.data.vocabularies import special_tokens, train_tokenizer
 from trainer.tasks.mlm_nsp import MaskedLMWithNextSentence
 
 
@@ -42,6 +43,18 @@ def test_wordpiece_loads_with_transformers_and_knows_word_starts(lines):
     assert len(starts) == corpus.special.size == len(tokenizer)
     assert all(starts[number] != token.startswith("##") for token, number in tokenizer.get_vocab().items())
     assert tokenizer.tokenize("LINE") == tokenizer.tokenize("line")
+
+
+def test_byte_level_bpe_knows_word_starts():
+    """The space before a word is written Ġ, which is a letter to Python; punctuation is a word, and a byte of a character none."""
+    text = "Line 12: Ünïcode 字 and more,\nyet more"
+    tokenizer = train_tokenizer("bpe", 300, False, True, lambda: iter([text]))
+    starts = special_tokens(tokenizer, sentences=True).starts_word
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    words = "".join(
+        f"|{token}" if starts[number] else token for token, number in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True)
+    )
+    assert words == "Line|Ġ12|:|ĠÃľnÃ¯code|ĠåŃĹ|Ġand|Ġmore|,|Ċyet|Ġmore"
 
 
 def test_pretrained_from_a_folder(lines, data_folder):

@@ -17,12 +17,12 @@ class Module(torch.nn.Module):
         self.is_causal = causal
 
 
-def attend(kernel, monkeypatch, causal, dtype, scaling):
+def attend(kernel, monkeypatch, causal, dtype, scaling, window):
     """Output and gradients of packed attention, with the kernel or without."""
-    monkeypatch.setattr(packed, "varlen_kernel", lambda: kernel)
+    monkeypatch.setattr(packed, "varlen_kernel", lambda window: kernel)
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(1, 4, sum(LENGTHS), 64, generator=generator).to("cuda", dtype).requires_grad_() for _ in range(3)]
-    out, _ = packed.packed_attention(Module(causal).train(), *tensors, None, scaling=scaling, doc_lens=LENGTHS)
+    out, _ = packed.packed_attention(Module(causal).train(), *tensors, None, scaling=scaling, sliding_window=window, doc_lens=LENGTHS)
     out.backward(torch.randn(out.shape, generator=generator).to("cuda", dtype))
     return [out.detach(), *(tensor.grad for tensor in tensors)]
 
@@ -31,11 +31,12 @@ def attend(kernel, monkeypatch, causal, dtype, scaling):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_c14_one_call_for_all_lengths_is_each_document_alone(monkeypatch, causal, dtype, scaling):
-    kernel = packed.varlen_kernel()
+@pytest.mark.parametrize("window", [None, 17])
+def test_c14_one_call_for_all_lengths_is_each_document_alone(monkeypatch, causal, dtype, scaling, window):
+    kernel = packed.varlen_kernel(window is not None)
     assert kernel is not None, "this torch should have torch.nn.attention.varlen"
     for mine, reference in zip(
-        attend(kernel, monkeypatch, causal, dtype, scaling), attend(None, monkeypatch, causal, dtype, scaling), strict=True
+        attend(kernel, monkeypatch, causal, dtype, scaling, window), attend(None, monkeypatch, causal, dtype, scaling, window), strict=True
     ):
         apart = float((mine.float() - reference.float()).norm() / reference.float().norm())
         assert apart < (2e-2 if dtype is torch.bfloat16 else 3e-3)
@@ -54,12 +55,13 @@ def test_offsets_are_made_without_waiting():
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_the_kernel_is_called_as_this_torch_wants_it(causal):
+@pytest.mark.parametrize("window", [None, 17])
+def test_the_kernel_is_called_as_this_torch_wants_it(causal, window):
     """Shapes only, without a device: the arguments are those of the installed torch."""
-    kernel = packed.varlen_kernel()
+    kernel = packed.varlen_kernel(window is not None)
     assert kernel is not None
     query = torch.empty(1, 4, sum(LENGTHS), 64, dtype=torch.bfloat16, device="meta")
-    assert kernel(query, query, query, LENGTHS, causal, 0.3).shape == (1, sum(LENGTHS), 4, 64)
+    assert kernel(query, query, query, LENGTHS, packed.Seen(causal, window), 0.3).shape == (1, sum(LENGTHS), 4, 64)
 
 
 def test_offsets_start_at_zero_and_end_at_the_last_token():

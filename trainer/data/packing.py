@@ -18,6 +18,7 @@ Ints = NDArray[np.int64]
 
 _ROWS = 1 << 15
 _SENTENCES = 1 << 18
+_DOCUMENTS = 1 << 16
 _WINDOW = 4096
 # Devlin et al. 2018 make one pair in ten shorter than it could be, so that the model meets short inputs.
 _SHORT = 0.1
@@ -54,26 +55,48 @@ def pack_pairs(documents: Ints, sentences: Ints, sequence_length: int, probabili
         raise ConfigError(f"sequence_length: {sequence_length}; a pair and its three special tokens need at least 8")
     if len(documents) < 3:
         log.warning("only one document: the other half of the pairs takes its second part from elsewhere in the same document")
-    left = np.zeros((0, 5), np.int64)
-    for block in maker.blocks():
-        left = np.concatenate([left, block])
+    for pairs in _windows(maker.blocks()):
+        order, counts, lengths, masked = _fill(pairs[:, 1] + pairs[:, 3], 3, sequence_length, probability)
+        writer.append(pairs[order], counts, lengths, {"mlm": masked, "nsp": counts})
+
+
+def pack_documents(documents: Ints, sequence_length: int, probability: float, writer: RowWriter) -> None:
+    """Documents `[CLS] text [SEP]`, several to a row; a longer one in parts that fill rows. A piece is (start, length).
+
+    documents: [D + 1] offsets, the end included. Targets: mlm, the tokens to mask at `probability`.
+    """
+    if sequence_length < 3:
+        raise ConfigError(f"sequence_length: {sequence_length}; a text and its two special tokens need at least 3")
+
+    def blocks() -> Iterator[Ints]:
+        for low in range(0, len(documents) - 1, _DOCUMENTS):
+            borders = split_long(np.asarray(documents[low : low + _DOCUMENTS + 1]), sequence_length - 2)
+            yield np.stack([borders[:-1], np.diff(borders)], axis=1)
+
+    for pieces in _windows(blocks()):
+        order, counts, lengths, masked = _fill(pieces[:, 1], 2, sequence_length, probability)
+        writer.append(pieces[order], counts, lengths, {"mlm": masked})
+
+
+def _windows(blocks: Iterator[Ints]) -> Iterator[Ints]:
+    """Pieces that are packed together, so many at a time, however they came in blocks."""
+    left: Ints | None = None
+    for block in blocks:
+        left = block if left is None else np.concatenate([left, block])
         whole = len(left) - len(left) % _WINDOW
-        for start in range(0, whole, _WINDOW):
-            _append_pairs(left[start : start + _WINDOW], sequence_length, probability, writer)
+        yield from np.split(left[:whole], range(_WINDOW, whole, _WINDOW)) if whole else []
         left = left[whole:]
-    if len(left):
-        _append_pairs(left, sequence_length, probability, writer)
+    if left is not None and len(left):
+        yield left
 
 
-def _append_pairs(pairs: Ints, sequence_length: int, probability: float, writer: RowWriter) -> None:
-    sizes = pairs[:, 1] + pairs[:, 3] + 3
-    order, counts = best_fit(sizes, sequence_length)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    lengths = np.add.reduceat(sizes[order], starts)
-    maskable = lengths - 3 * counts
+def _fill(texts: Ints, special: int, sequence_length: int, probability: float) -> tuple[Ints, Ints, Ints, Ints]:
+    """Rows of pieces with so many tokens of text and `special` ones more: order of the pieces; pieces, tokens and masks of each row."""
+    order, counts = best_fit(texts + special, sequence_length)
+    maskable = np.add.reduceat(texts[order], np.cumsum(counts) - counts)
     # As the task draws them: a number of targets a row, not a chance a token.
     masked = np.maximum(1, np.rint(probability * maskable)).astype(np.int64)
-    writer.append(pairs[order], counts, lengths, {"mlm": masked, "nsp": counts})
+    return order, counts, maskable + special * counts, masked
 
 
 def best_fit(sizes: Ints, capacity: int) -> tuple[Ints, Ints]:

@@ -190,22 +190,35 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast, sentences: bool) -> Speci
             "choose another, or add it to the tokenizer's special_tokens_map.json"
         )
     ids["pad"] = ids["eos"] if ids["pad"] is None else ids["pad"]
-    return Special(size, **ids, starts_word=words_started(vocabulary, size, _marks_continuations(tokenizer)))
+    return Special(size, **ids, starts_word=words_started(vocabulary, size, tokenizer.backend_tokenizer))
 
 
-def _marks_continuations(tokenizer: PreTrainedTokenizerFast) -> bool:
-    return type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece"
-
-
-def words_started(vocabulary: dict[str, int], size: int, continuations: bool) -> NDArray[np.bool_]:
+def words_started(vocabulary: dict[str, int], size: int, tokenizer: Tokenizer) -> NDArray[np.bool_]:
     """Which tokens begin a word: bool [size].
 
-    continuations: the others are marked with ##, as in WordPiece; byte-level BPE and SentencePiece mark these, with the space before.
+    WordPiece marks the others with ##; BPE and SentencePiece mark these, with the space before.
     """
+    begins = _begins_piece if type(tokenizer.model).__name__ == "WordPiece" else _begins_text
+    if type(tokenizer.decoder).__name__ == "ByteLevel":
+        begins = _begins_bytes
     starts = np.ones(size, np.bool_)
     for token, number in vocabulary.items():
-        starts[number] = not token.startswith("##") if continuations else not token[:1].isalnum()
+        starts[number] = begins(token)
     return starts
+
+
+def _begins_piece(token: str) -> bool:
+    return not token.startswith("##")
+
+
+def _begins_text(token: str) -> bool:
+    return not token[:1].isalnum()
+
+
+def _begins_bytes(token: str) -> bool:
+    """Of byte-level BPE: its alphabet writes bytes that print as themselves, and the others, 0 to 32 first, from character 256 on."""
+    code = ord(token[:1] or " ")
+    return 256 <= code <= 256 + 32 or code < 128 and not token[:1].isalnum()
 
 
 def backend(folder: Path) -> Tokenizer:

@@ -10,7 +10,7 @@ from trainer.choices import Choice
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHOICES = ("gpt2", "bert", "llama", "pretrained")
+CHOICES = ("gpt2", "llama", "bert", "roberta", "modernbert", "pretrained")
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Model(Choice, group="model"):
 
     objectives: ClassVar[tuple[str, ...]] = ()
 
-    def verify(self, vocabulary: Vocabulary, sequence_length: int) -> None:
-        """Raise ConfigError where this model cannot take the tokens or the length; called before launch, reads no weights."""
+    def verify(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> None:
+        """Raise ConfigError where this model cannot take the objective, the tokens or the length; before launch, reads no weights."""
 
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        """The model with the head of an objective (`causal`, `pretraining`), fp32, on the CPU, from the default generator."""
+        """The model with the head of an objective (`causal`, `masked`, `pretraining`), fp32, on the CPU, from the default generator."""
         raise NotImplementedError

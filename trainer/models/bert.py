@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import ConfigError, choice, identity, require_positive, require_share
 from trainer.models import Model, Vocabulary
@@ -24,7 +24,7 @@ class BERT(Model):
     dropout: float = identity(0.0, help="everywhere; 0 keeps the curve the same at any number of devices")
     initializer_range: float = identity(0.02, help="standard deviation of the first weights; narrow models start better with more")
 
-    objectives: ClassVar[tuple[str, ...]] = ("pretraining",)
+    objectives: ClassVar[tuple[str, ...]] = ("pretraining", "masked")
 
     def check(self) -> None:
         require_positive(self, "layers", "hidden", "heads", "positions", "initializer_range")
@@ -33,20 +33,23 @@ class BERT(Model):
         if self.hidden % self.heads:
             raise ConfigError(f"model.hidden: {self.hidden} is not a multiple of model.heads: {self.heads}")
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        from transformers import BertConfig, BertForPreTraining
+    def sizes(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """What configurations of transformers call these options."""
+        return {
+            "vocab_size": vocabulary.padded,
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "intermediate_size": self.intermediate or 4 * self.hidden,
+            "max_position_embeddings": self.positions,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+            "initializer_range": self.initializer_range,
+            "pad_token_id": vocabulary.pad,
+        }
 
-        return BertForPreTraining(
-            BertConfig(
-                vocab_size=vocabulary.padded,
-                hidden_size=self.hidden,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                intermediate_size=self.intermediate or 4 * self.hidden,
-                max_position_embeddings=self.positions,
-                hidden_dropout_prob=self.dropout,
-                attention_probs_dropout_prob=self.dropout,
-                initializer_range=self.initializer_range,
-                pad_token_id=vocabulary.pad,
-            )
-        )
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+        from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+        heads = {"pretraining": BertForPreTraining, "masked": BertForMaskedLM}
+        return heads[objective](BertConfig(**self.sizes(vocabulary)))

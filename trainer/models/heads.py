@@ -6,12 +6,13 @@ a head called beside it would train unsynchronised.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trainer.models.layout import layout_of
 from trainer.models.packed import use_packed_attention
 from trainer.tasks import Batch
 
@@ -21,24 +22,45 @@ def loss_sum(logits: Tensor, targets: Tensor, vocabulary_size: int) -> Tensor:
     return F.cross_entropy(logits[:, :vocabulary_size].float(), targets, reduction="sum")
 
 
-class CausalModule(nn.Module):
-    """A causal language model over packed rows: every position has a target."""
+class LanguageModule(nn.Module):
+    """A language model over packed rows. notice: a line for people on how documents are kept apart; empty where that is known."""
+
+    causal: ClassVar[bool]
 
     def __init__(self, model: PreTrainedModel, vocabulary_size: int):
         super().__init__()
-        use_packed_attention(model)
+        self.layout, self.notice = layout_of(model, self.causal)
         self.model = model
         self.vocabulary_size = vocabulary_size
 
+    def logits(self, batch: Batch, rows: Tensor | None) -> Tensor:
+        """`[rows, padded vocabulary]` at rows of the packed tokens, or at all of them."""
+        return self.layout.logits(self.model, batch.inputs, batch.lengths, rows)
+
+
+class CausalModule(LanguageModule):
+    """A causal language model: every position has a target."""
+
+    causal = True
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        inputs = batch.inputs
-        hidden = self.model.base_model(
-            input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False, doc_lens=batch.lengths
-        ).last_hidden_state[0]
-        if batch.targets["clm"] != hidden.shape[0]:
-            hidden = hidden.index_select(0, inputs["clm_index"])
-        head = self.model.get_output_embeddings()
-        return {"clm": loss_sum(head(hidden), inputs["clm_targets"], self.vocabulary_size)}
+        everywhere = batch.targets["clm"] == batch.inputs["input_ids"].shape[1]
+        logits = self.logits(batch, None if everywhere else batch.inputs["clm_index"])
+        return {"clm": loss_sum(logits, batch.inputs["clm_targets"], self.vocabulary_size)}
+
+
+class MaskedModule(LanguageModule):
+    """A masked language model: the vocabulary head on masked rows only."""
+
+    causal = False
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        targets = batch.inputs["mlm_targets"]
+        logits = self.logits(batch, batch.inputs["mlm_index"])
+        sums = {"mlm": loss_sum(logits, targets, self.vocabulary_size)}
+        if not self.training:
+            sums["mlm_right"] = (logits[:, : self.vocabulary_size].argmax(-1) == targets).sum()
+        return sums
 
 
 class PretrainingModule(nn.Module):

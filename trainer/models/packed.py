@@ -1,8 +1,8 @@
 """Attention over packed documents: each document attends to itself alone, and nothing is padded.
 
 Registered with transformers' attention interface under the name `packed`. A model is called with `doc_lens=(…)`, the host-side lengths of
-the documents that its one row `[1, tokens]` holds; any unknown keyword reaches the attention function in GPT-2, Llama, BERT and
-ModernBERT. It is a keyword, not a context variable, because activation checkpointing recomputes after the context is gone.
+the documents that its one row `[1, tokens]` holds; any unknown keyword reaches the attention function of every model that goes through
+that interface. It is a keyword, not a context variable, because activation checkpointing recomputes after the context is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -23,14 +24,24 @@ NAME = "packed"
 
 
 @lru_cache(maxsize=4096)
-def _groups(lengths: tuple[int, ...]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """Runs of neighbouring documents of one length: (length, starts). Documents of equal length share one kernel call."""
+def _groups(lengths: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The documents of each length."""
     by_length: dict[int, list[int]] = {}
-    start = 0
-    for length in lengths:
-        by_length.setdefault(length, []).append(start)
-        start += length
-    return tuple((length, tuple(starts)) for length, starts in by_length.items())
+    for document, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(document)
+    return tuple(map(tuple, by_length.values()))
+
+
+# What some models add to the scores of attention: a learned bias by distance, a cap, a sink.
+_SCORES = ("position_bias", "softcap", "s_aux")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a token sees of its own document. window: below this distance; None: at any."""
+
+    causal: bool
+    window: int | None = None
 
 
 def packed_attention(
@@ -41,47 +52,54 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     doc_lens: Sequence[int] | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Block-diagonal attention. query, key, value: `[1, heads, tokens, head]` → `[1, tokens, heads, head]`."""
+    """Block-diagonal attention. query, key, value: `[1, heads, tokens, head]` → `[1, tokens, heads, head]`.
+
+    sliding_window: tokens i and j of a document see each other where |i − j| is below it; in transformers this keyword means the same
+    for causal and for two-sided layers, and None is a layer that sees all. Raises ValueError for what a model asks for beyond that.
+    """
     if attention_mask is not None or doc_lens is None or query.shape[0] != 1:
         raise ValueError("packed attention takes one row without a mask and doc_lens=…: padding is one more document, not a mask")
-    if sum(doc_lens) != query.shape[2]:
-        raise ValueError(f"doc_lens sum to {sum(doc_lens)}, but the row has {query.shape[2]} tokens")
+    if sum(doc_lens) != query.shape[2] or key.shape[2] != query.shape[2]:
+        raise ValueError(f"doc_lens sum to {sum(doc_lens)}, but the row has {query.shape[2]} queries and {key.shape[2]} keys")
+    wanted = sorted(name for name in _SCORES if others.get(name) is not None)
+    if wanted:
+        raise ValueError(f"packed attention has no {', '.join(wanted)}, which this model's layers ask for")
     if key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    causal = bool(getattr(module, "is_causal", False))
+    lengths = tuple(doc_lens)
+    seen = Seen(bool(getattr(module, "is_causal", False)), sliding_window if sliding_window and sliding_window < max(lengths) else None)
     rate = dropout if module.training else 0.0
-    groups = _groups(tuple(doc_lens))
-
-    if len(groups) == 1:
-        (length, starts) = groups[0]
-        q, k, v = (_fold(tensor, len(starts), length) for tensor in (query, key, value))
-        out = _attend(q, k, v, causal, rate, scaling)
-        return _unfold(out), None
-
-    kernel = varlen_kernel() if query.is_cuda and query.dtype in _VARLEN_DTYPES and rate == 0.0 and query.shape[-1] % 8 == 0 else None
+    if len(set(lengths)) == 1 and seen.window is None:
+        q, k, v = (_fold(tensor, len(lengths), lengths[0]) for tensor in (query, key, value))
+        return _unfold(_attend(q, k, v, seen, rate, scaling)), None
+    sizes = query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
+    fits = query.is_cuda and query.dtype in _VARLEN_DTYPES and rate == 0.0 and sizes
+    kernel = varlen_kernel(seen.window is not None) if fits else None
     if kernel is not None:
-        return kernel(query, key, value, tuple(doc_lens), causal, scaling), None
+        return kernel(query, key, value, lengths, seen, scaling), None
+    return _by_length(query, key, value, lengths, seen, rate, scaling), None
 
-    # One kernel call for each length. Pieces are put back by one concatenation in document order, which costs one copy; an index_put
-    # per group would cost one copy of everything each.
+
+def _by_length(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], seen: Seen, dropout: float, scaling: float | None
+) -> Tensor:
+    """One kernel call for each length: documents of equal length share it.
+
+    Pieces are put back by one concatenation in document order, which costs one copy; an index_put per group would cost one of
+    everything each.
+    """
     pieces: dict[int, Tensor] = {}
-    split = [t[0].transpose(0, 1).split(list(doc_lens)) for t in (query, key, value)]
-    order: dict[int, int] = {}
-    start = 0
-    for index, length in enumerate(doc_lens):
-        order[start] = index
-        start += length
-    for _length, starts in groups:
-        members = [order[start] for start in starts]
+    split = [tensor[0].transpose(0, 1).split(list(lengths)) for tensor in (query, key, value)]
+    for members in _groups(lengths):
         q, k, v = (torch.stack([parts[member] for member in members]).transpose(1, 2) for parts in split)
-        out = _attend(q, k, v, causal, rate, scaling).transpose(1, 2)
-        for member, piece in zip(members, out.unbind(0), strict=True):
-            pieces[member] = piece
-    return torch.cat([pieces[index] for index in range(len(doc_lens))]).unsqueeze(0), None
+        out = _attend(q, k, v, seen, dropout, scaling).transpose(1, 2)
+        pieces.update(zip(members, out.unbind(0), strict=True))
+    return torch.cat([pieces[index] for index in range(len(lengths))]).unsqueeze(0)
 
 
 def _fold(tensor: Tensor, documents: int, length: int) -> Tensor:
@@ -96,31 +114,51 @@ def _unfold(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).reshape(1, documents * length, heads, size)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, dropout: float, scaling: float | None) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, is_causal=causal, dropout_p=dropout, scale=scaling)
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, dropout: float, scaling: float | None) -> Tensor:
+    """Attention in documents of one length: `[documents, heads, length, head]`."""
+    length = query.shape[2]
+    if seen.window is None or length <= seen.window:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=seen.causal, dropout_p=dropout, scale=scaling)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=_band(length, seen, query.device), dropout_p=dropout, scale=scaling)
+
+
+@lru_cache(maxsize=16)
+def _band(length: int, seen: Seen, device: torch.device) -> Tensor:
+    """Which key each query of a document sees: bool `[length, length]`."""
+    assert seen.window is not None
+    band = torch.ones(length, length, dtype=torch.bool, device=device).triu_(1 - seen.window)
+    return band.tril_(0 if seen.causal else seen.window - 1)
 
 
 # What torch's kernel for documents of several lengths takes; it has no dropout either, and none for a CPU.
 _VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 
 
-@lru_cache(maxsize=1)
-def varlen_kernel() -> Callable[..., Tensor] | None:
-    """Attention over documents of several lengths in one call; None where torch has none, or TRAINER_VARLEN=0 says not to use it."""
+@lru_cache(maxsize=2)
+def varlen_kernel(window: bool) -> Callable[..., Tensor] | None:
+    """Attention over documents of several lengths in one call, with a window or without.
+
+    None where torch has none, or TRAINER_VARLEN=0 says not to use it.
+    """
     if os.environ.get("TRAINER_VARLEN") == "0":
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    # torch 2.10 says is_causal and has no scale; later ones say both by window_size and scale.
+    # torch 2.10 says is_causal and has neither a window nor a scale; later ones say it by window_size and scale.
     by_window = "window_size" in inspect.signature(varlen_attn).parameters
+    if window and not by_window:
+        return None
 
-    def attend(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], causal: bool, scaling: float | None) -> Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], seen: Seen, scaling: float | None) -> Tensor:
         """query, key, value: `[1, heads, tokens, head]` → `[1, tokens, heads, head]`."""
-        named: dict[str, Any] = {"window_size": (-1, 0) if causal else (-1, -1), "scale": scaling} if by_window else {"is_causal": causal}
-        if not by_window and scaling is not None:
-            query = query * (scaling * query.shape[-1] ** 0.5)
+        # To the left and to the right, both ends included; -1: without limit.
+        before = -1 if seen.window is None else seen.window - 1
+        named: dict[str, Any] = {"window_size": (before, 0 if seen.causal else before), "scale": scaling}
+        if not by_window:
+            named = {"is_causal": seen.causal}
+            query = query if scaling is None else query * (scaling * query.shape[-1] ** 0.5)
         offsets, longest = _offsets(lengths, query.device), max(lengths)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         out: Tensor = varlen_attn(q, k, v, offsets, offsets, longest, longest, **named)  # type: ignore[assignment]
@@ -141,14 +179,19 @@ AttentionInterface.register(NAME, packed_attention)
 
 def use_packed_attention(model: nn.Module) -> None:
     """Make a transformers model attend through `packed_attention`."""
-    model.config._attn_implementation = NAME  # type: ignore[union-attr]
+    use_attention(model, NAME)
     for part in model.modules():
-        config = getattr(part, "config", None)
-        if config is not None and hasattr(config, "_attn_implementation"):
-            config._attn_implementation = NAME
         # It looks for padding in the ids at every forward, which waits for the device; here nothing is padded.
         if hasattr(part, "warn_if_padding_and_no_attention_mask"):
             part.warn_if_padding_and_no_attention_mask = _no_warning  # type: ignore[assignment]
+
+
+def use_attention(model: nn.Module, name: str) -> None:
+    """Make a transformers model, and the models within it, attend by the function of a name."""
+    for part in model.modules():
+        config = getattr(part, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = name
 
 
 def _no_warning(input_ids: Tensor, attention_mask: Tensor | None) -> None:

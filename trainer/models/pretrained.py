@@ -29,29 +29,36 @@ class Pretrained(Model):
                 "model.trust_remote_code: true needs model.revision=<commit>, so that the code that runs is the code you read"
             )
 
-    def verify(self, vocabulary: Vocabulary, sequence_length: int) -> None:
+    def verify(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> None:
         from transformers import AutoConfig
 
+        from trainer.models.layout import first_position
+
         config = self._load(AutoConfig.from_pretrained)
-        rows = getattr(config, "vocab_size", None)
+        if not has_head(config, objective) and not self.trust_remote_code:
+            have = [name for name in _HEADS if has_head(config, name)]
+            raise ConfigError(
+                f"model.path: {self.path} is a {config.model_type}, for which there is no {objective} head, "
+                f"but {' and '.join(have) or 'none that is trained here'}; choose the task that fits"
+            )
+        sizes = config.get_text_config()
+        rows = getattr(sizes, "vocab_size", None)
         if rows is not None and vocabulary.size > rows:
             raise ConfigError(
                 f"tokenizer: its largest id is {vocabulary.size - 1}, but the embedding of {self.path} has {rows} rows; "
                 f"use the model's own tokenizer: tokenizer=pretrained tokenizer.path={self.path}"
             )
-        positions = getattr(config, "max_position_embeddings", None)
-        if positions is not None and sequence_length > positions:
+        positions = getattr(sizes, "max_position_embeddings", None)
+        if positions is not None and sequence_length > positions - first_position(config):
             raise ConfigError(
-                f"sequence_length: {sequence_length} is longer than the {positions} positions of model.path: {self.path}; "
-                f"set sequence_length={positions}"
+                f"sequence_length: {sequence_length} is longer than the {positions - first_position(config)} positions of "
+                f"model.path: {self.path}; set sequence_length={positions - first_position(config)}"
             )
 
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
         import torch
-        from transformers import AutoModelForCausalLM, AutoModelForPreTraining
 
-        auto = {"causal": AutoModelForCausalLM, "pretraining": AutoModelForPreTraining}[objective]
-        model: PreTrainedModel = self._load(auto.from_pretrained, dtype=torch.float32)
+        model: PreTrainedModel = self._load(_head(objective)[0].from_pretrained, dtype=torch.float32)
         return model
 
     def _load(self, loader: Any, **options: Any) -> Any:
@@ -67,3 +74,23 @@ class Pretrained(Model):
                 f"model.path: {self.path}: looked in {where}: {str(error).splitlines()[0]}. Without a network, copy the repository's "
                 f"files (config.json, model.safetensors) to a directory and name that"
             ) from error
+
+
+# What transformers calls the classes with a head, and its table of who has one.
+_HEADS = {
+    "causal": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+    "masked": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING"),
+    "pretraining": ("AutoModelForPreTraining", "MODEL_FOR_PRETRAINING_MAPPING"),
+}
+
+
+def _head(objective: str) -> list[Any]:
+    import transformers
+
+    return [getattr(transformers, name) for name in _HEADS[objective]]
+
+
+def has_head(config: Any, objective: str) -> bool:
+    """Whether there is a model of this configuration with the head of an objective."""
+    # Others are also pretrained by two heads, but not by the next sentence.
+    return type(config) in _head(objective)[1] and (objective != "pretraining" or config.model_type == "bert")

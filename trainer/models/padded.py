@@ -1,0 +1,76 @@
+"""Documents side by side, padded to the longest: for models whose documents would see each other in one packed row.
+
+A batch arrives packed, as for every model; its lengths are known on the host, so unpacking it waits for no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from trainer.models.head import logits_at
+
+# torch's attention with a mask that is always made: transformers' own looks whether it could be left out, and waits for the device.
+NAME = "padded"
+AttentionInterface.register(NAME, sdpa_attention_forward)
+
+
+def _mask(*inputs: Any, **named: Any) -> Tensor | None:
+    return sdpa_mask(*inputs, **named | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+
+
+AttentionMaskInterface.register(NAME, _mask)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch `[documents, longest]` with a mask; positions are the model's own affair. pad: the id that fills up."""
+
+    pad: int = 0
+
+    def logits(self, model: nn.Module, inputs: Mapping[str, Tensor], lengths: tuple[int, ...], rows: Tensor | None) -> Tensor:
+        """Logits `[rows, vocabulary]` at rows of the packed tokens, or at all of them."""
+        ids = inputs["input_ids"][0]
+        unpacked = Unpacked.of(lengths, ids.device)
+        home = unpacked.home if rows is None else unpacked.home.index_select(0, rows)
+        return logits_at(model, home, input_ids=unpacked.rows(ids, self.pad), attention_mask=unpacked.real.long())
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Where packed tokens lie in padded rows. source: packed token of each place `[documents, longest]`; real: which places hold one,
+    of that shape; home: place of each packed token in the flattened rows `[tokens]`."""
+
+    source: Tensor
+    real: Tensor
+    home: Tensor
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def of(lengths: tuple[int, ...], device: torch.device) -> Unpacked:
+        """Made on the host once a batch, and copied without waiting."""
+        sizes = np.array(lengths)
+        places = np.arange(sizes.max())
+        real = places < sizes[:, None]
+        starts = np.cumsum(sizes) - sizes
+        send = partial(_send, device=device)
+        return Unpacked(send(np.where(real, starts[:, None] + places, 0)), send(real), send(np.flatnonzero(real)))
+
+    def rows(self, tokens: Tensor, pad: int) -> Tensor:
+        """Packed values `[tokens]` as padded rows `[documents, longest]`."""
+        return tokens.index_select(0, self.source.flatten()).view(self.source.shape).masked_fill(~self.real, pad)
+
+
+def _send(values: NDArray[Any], device: torch.device) -> Tensor:
+    host = torch.from_numpy(values)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
