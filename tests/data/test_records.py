@@ -12,8 +12,9 @@ from tests.data.corpora import decoded, prepared
 from trainer.choices import ConfigError
 from trainer.data import json_files
 from trainer.data.json_files import JsonRecords
+from trainer.data.record_sources import Arrow, Columns, Csv, Jsonl, Parquet, Tsv
 from trainer.data.segments import Flaw
-from trainer.data.sources import Columns, Jsonl, OnError, SourceFile
+from trainer.data.sources import OnError, SourceFile
 from trainer.data.tokenizers import Train
 
 POEMS = [{"title": f"poem {number}", "lines": [f"first line of {number}", "", "字 second\nline"], "id": number} for number in range(60)]
@@ -108,6 +109,114 @@ def test_b14_a_missing_column_names_the_columns_there_are(tmp_path):
         prepared(jsonl(tmp_path, "paragraphs"))
 
 
+def write_table(folder, kind, rows):
+    """The rows (objects of equal keys) as a file of a kind."""
+    import csv
+
+    import pyarrow as pa
+    from pyarrow import feather, parquet
+
+    path = folder / f"a.{kind}"
+    table = pa.Table.from_pylist(rows)
+    if kind in ("csv", "tsv"):
+        with open(path, "w", newline="") as stream:
+            quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == "tsv" else {}
+            writer = csv.DictWriter(stream, list(rows[0]), **quoting)
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "parquet":
+        parquet.write_table(table, path, row_group_size=17)
+    elif kind == "feather":
+        feather.write_feather(table, path, chunksize=17)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=17)
+    return path
+
+
+TABLES = {"csv": Csv, "tsv": Tsv, "parquet": Parquet, "feather": Arrow, "arrow": Arrow}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_hold_the_same_documents_as_json_lines(tmp_path, kind):
+    texts = [text.replace("\n", " ") if kind == "tsv" else text for text in TEXTS]
+    rows = [{"id": number, "body": f'He said: "{text}", twice', "title": f"t{number}"} for number, text in enumerate(texts)]
+    path = write_table(tmp_path, kind, rows)
+    for wanted in ("body", ["title", "body"]):
+        lines = write_lines(tmp_path / "lines.jsonl", rows)
+        table, plain = TABLES[kind](path=str(path), columns=Columns(wanted), processes=1), jsonl(lines, wanted)
+        mine, theirs = prepared(table), prepared(plain)
+        for split in ("train", "eval"):
+            assert decoded(mine, split) == decoded(theirs, split) != []
+    layout = TABLES[kind](path=str(path), columns=Columns("body")).layout([SourceFile(str(path))])
+    for unit in (1, 1000, 1 << 20):
+        segments = list(layout.segments(0, SourceFile(str(path)), unit))
+        assert sum(segment.size for segment in segments) == path.stat().st_size
+        assert [text.decode() for segment in segments for text in layout.documents(segment).texts] == [row["body"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather", "arrow"])
+def test_cells_are_lists_structs_dictionaries_and_bytes(tmp_path, kind):
+    rows = [{"a": ["x", None, "y"], "b": {"c": ["z"], "d": 1}, "e": [{"f": "u"}, {"f": None}], "g": b"bytes", "a.b": "dot"}] * 3
+    file = SourceFile(str(write_table(tmp_path, kind, rows)))
+    layout = TABLES[kind](path=file.path, columns=Columns(["a", "b.c", "e.f", "g", "a.b"])).layout([file])
+    [segment] = layout.segments(0, file, 1 << 20)
+    assert layout.documents(segment).texts == [b"x\ny\nz\nu\nbytes\ndot"] * 3
+
+
+def test_b14_tables_name_their_columns_and_types(tmp_path):
+    rows = [{"id": number, "title": f"t{number}", "body": "text"} for number in range(30)]
+    for kind, source in TABLES.items():
+        path = write_table(tmp_path, kind, rows)
+        with pytest.raises(ConfigError, match=rf"'bodi' is no column of {path}; its columns: id, title, body; did you mean 'body'\?"):
+            source(path=str(path), columns=Columns("bodi")).layout([SourceFile(str(path))])
+        with pytest.raises(ConfigError, match="no column 'text'; columns with text are title, body; give data"):
+            source(path=str(path)).layout([SourceFile(str(path))])
+    with pytest.raises(ConfigError, match=r"'id' of .* holds int64, not text; columns with text: title, body"):
+        Parquet(path=str(tmp_path), columns=Columns("id")).layout([SourceFile(str(tmp_path / "a.parquet"))])
+
+
+@pytest.mark.parametrize(
+    ("row", "message", "reason"),
+    [
+        ("a,b,c,d\n", r":83: a row of 4 fields under a header of 2; quote fields that hold ','", "rows of another length"),
+        ('a,"b" c\n', r":83: broken row: ',' expected after '\"'", "broken rows"),
+        ("a,\udcfc\n", r":83: byte 0xfc is not UTF-8", "lines that are not UTF-8"),
+    ],
+)
+def test_b07_a_broken_row_names_its_line(tmp_path, row, message, reason):
+    good = "".join(f'{number},"two\nlines of {number}"\n' for number in range(40))
+    path = tmp_path / "a.csv"
+    path.write_bytes(("id,text\n\n" + good + row + good).encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=f"{path}{message}.*data\\.on_error=skip"):
+        prepared(Csv(path=str(path), processes=1))
+    corpus = prepared(Csv(path=str(path), processes=1, on_error=OnError.skip))
+    assert corpus.meta["dropped"] == {reason: 1} and len(texts_of(corpus)) == 80
+
+
+def test_b07_a_quotation_mark_that_is_never_closed_is_told_where_it_opens(tmp_path):
+    (tmp_path / "a.csv").write_text("text\n" + "fine\n" * 30 + '"open\n' + "lost\n" * 30)
+    with pytest.raises(ConfigError, match=r"a\.csv:32: unexpected end of data: a quotation mark is opened here.*data\.quote=''"):
+        prepared(Csv(path=str(tmp_path / "a.csv"), on_error=OnError.skip))
+
+
+def test_b07_a_damaged_parquet_file_is_named(tmp_path):
+    path = write_table(tmp_path, "parquet", [{"text": text} for text in TEXTS])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ConfigError, match=rf"{path}: cannot be read .*; it is damaged"):
+        prepared(Parquet(path=str(path)))
+
+
+def test_e2e_and_chinese_poems_as_they_are(data_folder):
+    pairs = prepared(
+        Csv(path=str(data_folder / "e2e_nlg" / "devset.csv"), columns=Columns("ref"), processes=1), tokenizer=Train(vocab_size=500)
+    )
+    assert sum(pairs.meta["splits"][split]["documents"] for split in ("train", "eval")) == 4672
+    poems = prepared(jsonl(data_folder / "zh_poetry" / "*.json", "paragraphs"), tokenizer=Train(vocab_size=1000))
+    originals = [poem for path in sorted((data_folder / "zh_poetry").glob("*.json")) for poem in json.loads(path.read_text())]
+    assert texts_of(poems) == sorted("\n".join(filter(None, poem["paragraphs"])) for poem in originals if any(poem["paragraphs"]))
+
+
 BROKEN = b'{"text": "gr\xc3\xbcn" "x"}\n'
 
 
@@ -115,7 +224,7 @@ BROKEN = b'{"text": "gr\xc3\xbcn" "x"}\n'
     ("line", "message", "reason"),
     [
         (BROKEN, r":41:18: broken JSON: .*; mend the line", "lines that are not JSON"),
-        (b'{"text": "\xfc"}\n', r":41:11: byte 0xfc is not UTF-8, at offset ", "lines that are not UTF-8"),
+        (b'{"text": "\xfc"}\n', r":41:11: byte 0xfc is not UTF-8, at offset 1480;", "lines that are not UTF-8"),
         (b'{"text": 3.5}\n', r":41: a number \(3\.5\), not text", "records whose text is of another type"),
         (b'["text"]\n', r":41: a list, not an object; write one object a line, such as \{\"text\"", "lines that are no object"),
         (b'{"text": "\\ud800"}\n', r":41: '\\ud800' is half a character", "records with half characters"),

@@ -134,3 +134,27 @@ def test_fingerprints_follow_the_content_and_not_the_clock(tmp_path):
     assert fingerprints([str(path)], cache, 1) != [first]
     path.write_text("first")
     assert fingerprints([str(path)], cache, 1) == [first]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_files_equal_plain_ones_and_damage_is_named(tmp_path, suffix):
+    import bz2
+    import lzma
+
+    import zstandard
+
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    lines = [f"line number {number} of the text" for number in range(200)]
+    plain, packed = tmp_path / "a.txt", tmp_path / "b.txt"  # told by content, not by name
+    plain.write_text("\n".join(lines))
+    whole = compress("\n".join(lines[:90]).encode() + b"\n") + compress("\n".join(lines[90:]).encode())  # as appending makes them
+    if suffix == ".zst":
+        whole = b"\x5a\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"skip" + whole
+    packed.write_bytes(whole)
+    cut = tmp_path / f"c.txt{suffix}"
+    cut.write_bytes(whole[:-30])
+    assert prepared(text_source(packed, document="line")).fingerprint == prepared(text_source(plain, document="line")).fingerprint
+    # The tail of few documents begins somewhere inside.
+    assert decoded(prepared(text_source(packed)), EVAL) == decoded(prepared(text_source(plain)), EVAL) != []
+    with pytest.raises(ConfigError, match=rf"c\.txt\{suffix}: damaged \{suffix} stream"):
+        prepared(text_source(cut))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trainer.choices import ConfigError, nearest
+from trainer.data.arrow_files import Table, holds_text, is_bytes, types_of
+from trainer.data.csv_files import first_rows
 from trainer.data.json_files import first_records
 from trainer.data.sources import SourceFile
 
@@ -19,6 +21,38 @@ def json_columns(files: Sequence[SourceFile], wanted: list[str] | None) -> list[
         if records:
             wanted = choose_columns(file, _described(records), wanted)
     # Of files without a record whatever is read is nothing.
+    return wanted or [DEFAULT]
+
+
+def csv_columns(files: Sequence[SourceFile], wanted: list[str] | None, delimiter: str, quote: str) -> list[str]:
+    """The columns to read of CSV files. A column of numbers holds no text. Raises ConfigError (B14) for a file that lacks one."""
+    for file in files:
+        header, rows = first_rows(file, delimiter, quote)
+        text = [any(row[place] and not _is_number(row[place]) for row in rows) for place in range(len(header))]
+        wanted = choose_columns(file, dict(zip(header, text, strict=True)), wanted)
+    return wanted or [DEFAULT]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def arrow_columns(files: Sequence[SourceFile], wanted: list[str] | None, layout: Table) -> list[str]:
+    """The columns to read of Parquet or Arrow files, from their schemas. Raises ConfigError (B14) for one that is missing or no text."""
+    for file in files:
+        types = types_of(layout.schema(file))
+        text = {column: holds_text(kind) for column, kind in types.items()}
+        wanted = choose_columns(file, text, wanted)
+        for column in wanted:
+            if not text[column] and not is_bytes(types[column]):
+                have = ", ".join(name for name, is_text in text.items() if is_text) or "none"
+                raise ConfigError(
+                    f"data.columns.text: {column!r} of {file.shown} holds {types[column]}, not text; columns with text: {have}"
+                )
     return wanted or [DEFAULT]
 
 

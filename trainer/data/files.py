@@ -37,6 +37,11 @@ KINDS = {
     for kind in (
         Kind("text", f"UTF-8 text, {_COMPRESSED}"),
         Kind("jsonl", f"JSON (.jsonl, .ndjson, .json), {_COMPRESSED}", (".jsonl", ".ndjson", ".json")),
+        Kind("csv", f"CSV, {_COMPRESSED}", (".csv",)),
+        Kind("tsv", f"TSV, {_COMPRESSED}", (".tsv", ".tab")),
+        Kind("parquet", "Parquet", (".parquet", ".pq"), (b"PAR1",)),
+        # An IPC file; the mark that begins each message of a stream.
+        Kind("arrow", "Arrow IPC (.arrow, .feather, .ipc)", (".arrow", ".feather", ".ipc"), (b"ARROW1", b"\xff\xff\xff\xff")),
     )
 }
 

@@ -6,12 +6,14 @@ import dataclasses
 from enum import Enum
 from typing import Any
 
+from trainer.data.arrow_files import ArrowRecords, ParquetRecords
+from trainer.data.csv_files import CsvRecords
 from trainer.data.json_files import JsonRecords
 from trainer.data.segments import Format
 from trainer.data.sources import Document
 from trainer.data.text import TextFormat
 
-FORMATS: dict[str, type[Format]] = {layout.kind: layout for layout in (TextFormat, JsonRecords)}
+FORMATS: dict[str, type[Format]] = {layout.kind: layout for layout in (TextFormat, JsonRecords, CsvRecords, ParquetRecords, ArrowRecords)}
 
 
 def to_plain(layout: Format) -> dict[str, Any]:

@@ -12,12 +12,10 @@ from typing import Any, BinaryIO, ClassVar
 
 from trainer.choices import ConfigError
 from trainer.data.opening import BOM, open_text
-from trainer.data.records import Records, Unreadable, kind_of
+from trainer.data.records import LONGEST, Records, Unreadable, gathered, kind_of, value_at
 from trainer.data.segments import Segment
 from trainer.data.sources import SourceFile
 
-# A record is parsed as a whole; a longer one is a broken file: quotes that are not closed, or no line ends.
-_LONGEST = 1 << 28
 _BLOCK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -44,18 +42,6 @@ class JsonRecords(Records):
                 yield from _of_lines(number, file, stream, unit_bytes)
 
 
-def value_at(record: Any, path: str) -> Any:
-    """The value of a dotted path: an object's own key first, then that of an object inside; of a list, the values of its items."""
-    if isinstance(record, list):
-        return [value_at(item, path) for item in record]
-    if not isinstance(record, dict):
-        return None
-    if path in record:
-        return record[path]
-    head, dot, rest = path.partition(".")
-    return value_at(record.get(head), rest) if dot else None
-
-
 def is_array(path: str) -> bool:
     """Whether a JSON file is one array and not one object a line."""
     with open_text(path) as stream:
@@ -69,10 +55,10 @@ def _of_lines(number: int, file: SourceFile, stream: BinaryIO, unit_bytes: int) 
     offset, line = 0, 1
     while block := stream.read(unit_bytes):
         if not block.endswith(b"\n"):
-            block += stream.readline(_LONGEST)
-        if len(block) > _LONGEST:
+            block += stream.readline(LONGEST)
+        if len(block) > LONGEST:
             last = line + block.count(b"\n")
-            raise ConfigError(f"data: {file.shown}:{last}: a line of more than {_LONGEST >> 20} MB; data=jsonl reads one object a line")
+            raise ConfigError(f"data: {file.shown}:{last}: a line of more than {LONGEST >> 20} MB; data=jsonl reads one object a line")
         if offset == 0 and block.startswith(BOM):
             block, offset = block[len(BOM) :], len(BOM)
         yield Segment(number, offset, line, block, size=len(block))
@@ -82,18 +68,10 @@ def _of_lines(number: int, file: SourceFile, stream: BinaryIO, unit_bytes: int) 
 
 
 def _of_array(number: int, file: SourceFile, stream: BinaryIO, unit_bytes: int) -> Iterator[Segment]:
-    array, sizes = _Array(stream, file), 0
-    found, lines, held = [], [], 0
-    for text, line in array.elements():
-        # Line ends between tokens mean nothing, and inside a string there are none.
-        found.append(text.replace("\n", " ").encode("utf-8", "surrogateescape"))
-        lines.append(line)
-        held += len(found[-1]) + 1
-        if held >= unit_bytes:
-            yield Segment(number, 0, lines[0], b"\n".join(found), size=held, lines=lines)
-            found, lines, held, sizes = [], [], 0, sizes + held
-    # Brackets and blanks are counted too, so that the sizes add up to the file's.
-    yield Segment(number, 0, lines[0] if lines else 1, b"\n".join(found), size=array.read - sizes, lines=lines or None)
+    array = _Array(stream, file)
+    # Line ends between tokens mean nothing, and inside a string there are none.
+    lines = ((text.replace("\n", " ").encode("utf-8", "surrogateescape"), line) for text, line in array.elements())
+    yield from gathered(number, lines, lambda: array.read, unit_bytes)
 
 
 class _Array:
@@ -155,8 +133,8 @@ class _Array:
 
     def _fill(self) -> None:
         """Drop what is done with and read on, twice as much where one element is longer than what is held."""
-        if len(self.text) - self.at > _LONGEST:
-            raise self._broken(f"a record of more than {_LONGEST >> 20} MB", self.at)
+        if len(self.text) - self.at > LONGEST:
+            raise self._broken(f"a record of more than {LONGEST >> 20} MB", self.at)
         begin = self.text.rfind("\n", 0, self.at) + 1
         self.before = self._bytes(begin, self.at) + (0 if begin else self.before)
         block = self.stream.read(max(_BLOCK, len(self.text) - self.at))

@@ -17,10 +17,13 @@ from typing import Any, BinaryIO, cast
 from trainer.choices import ConfigError
 
 BOM = b"\xef\xbb\xbf"
-# Suffix → what such a file begins with.
-_MAGIC = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\0", ".zst": b"\x28\xb5\x2f\xfd"}
+# Suffix → what such a file begins with; Zstandard also with a frame to skip, as pzstd writes it.
+_SKIPPABLE = tuple(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))
+_MAGIC = {".gz": (b"\x1f\x8b",), ".bz2": (b"BZh",), ".xz": (b"\xfd7zXZ\0",), ".zst": (b"\x28\xb5\x2f\xfd", *_SKIPPABLE)}
 COMPRESSED = tuple(_MAGIC)
 _BLOCK = 1 << 20
+# Compressed bytes that are taken at once: what they become is held.
+_PACKED = 1 << 14
 
 
 @contextmanager
@@ -52,11 +55,45 @@ def _decompressed(raw: Any, suffix: str) -> Any:
     if suffix == ".xz":
         return lzma.LZMAFile(raw)
     if suffix == ".zst":
+        return _Zstandard(raw)
+    return raw
+
+
+class _Zstandard(io.RawIOBase):
+    """One frame after the other. The library's own reader takes a stream that was cut off for one that ended."""
+
+    def __init__(self, raw: BinaryIO):
+        self.raw, self.left = raw, b""
+        self.frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
         import zstandard
 
-        # Several frames, as appending writes them, are one text.
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-    return raw
+        while not self.left:
+            block = self.frame.unused_data if self.frame and self.frame.eof else b""
+            block = block or self.raw.read(_PACKED)
+            if not block:
+                if self.frame and not self.frame.eof:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            if self.frame is None or self.frame.eof:
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            self.left = self.frame.decompress(block)
+        count = min(len(target), len(self.left))
+        target[:count], self.left = self.left[:count], self.left[count:]
+        return count
+
+
+def skip(stream: BinaryIO, count: int) -> None:
+    """Move on by some bytes, reading them where the stream cannot seek."""
+    if stream.seekable():
+        stream.seek(count, io.SEEK_CUR)
+        return
+    while count and (block := stream.read(min(count, _BLOCK))):
+        count -= len(block)
 
 
 def bare_name(path: str) -> str:

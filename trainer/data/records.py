@@ -7,15 +7,17 @@ the wanted cells. So the costly parsing is done by whoever works on a segment, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from trainer.data.segments import Cut, Flaw, Format, Place, Segment, tail_place
 from trainer.data.sources import EVAL, TRAIN, SourceFile
 from trainer.data.text import bad_bytes, flaw_in
 
 NO_TEXT = "records without text"
+# A record is parsed as a whole; a longer one is a broken file: quotes that are not closed, or no line ends.
+LONGEST = 1 << 28
 _UNIT_BYTES = 1 << 20
 
 
@@ -24,8 +26,6 @@ class Records(Format):
     """One document a record: the text of `columns` (dotted paths), joined by line ends."""
 
     columns: tuple[str, ...] = ()
-    # What a line of a file is called in a message; of tables, a row.
-    line: ClassVar[str] = "line"
 
     def text_of(self, record: Any) -> Any:
         """The wanted value of a parsed record: text, or lists of it."""
@@ -48,10 +48,11 @@ class Records(Format):
         for index, line in enumerate(segment.text.split(b"\n")):
             if line and not line.isspace():
                 number = segment.lines[index] if segment.lines else segment.line + index
-                yield number, self._read(segment.file, number, line, offset)
+                # Of a segment made of a file's own lines a byte can be named.
+                yield number, self._read(segment.file, number, line, offset if segment.lines is None else None)
             offset += len(line) + 1
 
-    def _read(self, file: int, number: int, line: bytes, offset: int) -> bytes | Flaw | None:
+    def _read(self, file: int, number: int, line: bytes, offset: int | None) -> bytes | Flaw | None:
         at = flaw_in(line)
         if at is not None:
             return bad_bytes(file, number, line, at, offset)
@@ -92,7 +93,7 @@ class Records(Format):
             text = next(found for at, found in self.located(segment) if at == place.at)
             assert isinstance(text, bytes), "the place was found in a text"
             # A record that is a string is its own text, in every layout.
-            head, tail = (json.dumps(part.decode(), ensure_ascii=False).encode() for part in (text[:inside], text[inside:]))
+            head, tail = (as_line(part.decode()) for part in (text[:inside], text[inside:]))
             lines, numbers = [*lines[:cut], head, tail, *lines[cut + 1 :]], [*numbers[: cut + 1], *numbers[cut:]]
             cut += 1
         # What the file's bytes are counted for is of no matter here, as long as each is counted once.
@@ -123,13 +124,40 @@ def joined(value: Any) -> str:
     )
 
 
+def value_at(record: Any, path: str) -> Any:
+    """The value of a dotted path: an object's own key first, then that of an object inside; of a list, the values of its items."""
+    if isinstance(record, list):
+        return [value_at(item, path) for item in record]
+    if not isinstance(record, dict):
+        return None
+    if path in record:
+        return record[path]
+    head, dot, rest = path.partition(".")
+    return value_at(record.get(head), rest) if dot else None
+
+
 def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
     return kinds[type(value)]
 
 
-def json_lines(values: Iterable[Any]) -> bytes:
-    """One line of JSON a value."""
-    # Bytes that were no UTF-8 are kept as they were, to be found by whoever reads the line.
-    return "\n".join(json.dumps(value, ensure_ascii=False) for value in values).encode("utf-8", "surrogateescape")
+def as_line(value: Any) -> bytes:
+    """A value as a line of JSON. Bytes that were no UTF-8 are kept as they were, to be found by whoever reads the line."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+
+
+def gathered(number: int, records: Iterable[tuple[bytes, int]], read: Callable[[], int], unit_bytes: int) -> Iterator[Segment]:
+    """Segments of records, each given as a line of JSON and its place. read: bytes of the file that were read so far."""
+    found: list[bytes] = []
+    lines: list[int] = []
+    held = counted = 0
+    for record, line in records:
+        found.append(record)
+        lines.append(line)
+        held += len(record) + 1
+        if held >= unit_bytes:
+            yield Segment(number, 0, lines[0], b"\n".join(found), size=read() - counted, lines=lines)
+            found, lines, held, counted = [], [], 0, read()
+    # Also where no record is left: all of the file's bytes are accounted for.
+    yield Segment(number, 0, lines[0] if lines else 1, b"\n".join(found), size=read() - counted, lines=lines or None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from trainer.data.opening import BOM, open_text
+from trainer.data.opening import BOM, open_text, skip
 from trainer.data.segments import Cut, Flaw, Format, Place, Segment, tail_place
 from trainer.data.sources import EVAL, TRAIN, Document, SourceFile
 
@@ -52,7 +52,7 @@ class TextFormat(Format):
     def tail(self, files: Sequence[SourceFile], sizes: Sequence[int], share: float) -> Place:
         def blocks(number: int, start: int) -> Iterator[bytes]:
             with open_text(files[number].path) as stream:
-                stream.seek(start)
+                skip(stream, start)
                 while block := stream.read(_BLOCK):
                     yield block
 
@@ -144,22 +144,20 @@ def without_flaws(segment: Segment) -> tuple[Segment, list[Flaw]]:
         if at is None:
             kept.append(line)
         else:
-            flaws.append(bad_bytes(segment.file, segment.line + number, line, at, offset + at))
+            flaws.append(bad_bytes(segment.file, segment.line + number, line, at, offset))
         offset += len(line)
     return replace(segment, text=b"".join(kept)), flaws
 
 
-def bad_bytes(file: int, line: int, text: bytes, at: int, offset: int) -> Flaw:
-    """The flaw of a byte that is not text. text: its line; at: its place there; offset: in the decompressed file."""
-    what = "a zero: not a text file?" if text[at] == 0 else "not UTF-8"
-    return Flaw(
-        file,
-        line,
-        at + 1,
-        f"byte 0x{text[at]:02x} is {what}, at offset {offset}",
-        "convert the file to UTF-8 (iconv -f ENCODING -t UTF-8)",
-        "lines that are not UTF-8",
-    )
+def bad_bytes(file: int, line: int, text: bytes, at: int, offset: int | None) -> Flaw:
+    """The flaw of a byte that is not text. text: its line; at: its place there; offset: of the line in the decompressed file.
+
+    Where the offset is None, the line is not as it stands in the file, and the place in it means nothing.
+    """
+    what = f"byte 0x{text[at]:02x} is " + ("a zero: not a text file?" if text[at] == 0 else "not UTF-8")
+    where = "" if offset is None else f", at offset {offset + at}"
+    mend = "convert the file to UTF-8 (iconv -f ENCODING -t UTF-8)"
+    return Flaw(file, line, None if offset is None else at + 1, f"{what}{where}", mend, "lines that are not UTF-8")
 
 
 def _lines(text: bytes) -> Iterator[bytes]:

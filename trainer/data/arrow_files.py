@@ -1,0 +1,177 @@
+"""Parquet and Arrow IPC: columns of tables, read a batch of rows at a time by pyarrow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainer.choices import ConfigError
+from trainer.data.records import Records, as_line, gathered, value_at
+from trainer.data.segments import Segment
+from trainer.data.sources import SourceFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS = 256
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Table(Records):
+    """Rows of a file with a schema: the wanted cells, as lists. A place is the number of a row, from 1."""
+
+    def segments(self, number: int, file: SourceFile, unit_bytes: int) -> Iterator[Segment]:
+        with _damage_told(file):
+            progress = _Progress(os.path.getsize(file.path))
+            yield from gathered(number, self._records(file, progress), lambda: progress.read, unit_bytes)
+
+    def _records(self, file: SourceFile, progress: _Progress) -> Iterator[tuple[bytes, int]]:
+        row = 0
+        # A nested column comes inside the column that holds it.
+        for batch, share in self.batches(file, list(dict.fromkeys(column_of(self.schema(file), path) for path in self.columns))):
+            progress.share = share
+            for record in batch.to_pylist():
+                row += 1
+                yield as_line([_text(value_at(record, path)) for path in self.columns]), row
+        progress.share = 1.0
+
+    def schema(self, file: SourceFile) -> pa.Schema:
+        """The columns of a file and their types. Raises ConfigError where it cannot be read."""
+        raise NotImplementedError
+
+    def batches(self, file: SourceFile, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
+        """Some rows of some columns at a time, and how much of the file they end."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Progress:
+    """How much of a file of `size` bytes has been read."""
+
+    size: int
+    share: float = 0.0
+
+    @property
+    def read(self) -> int:
+        return int(self.size * self.share)
+
+
+@dataclass(frozen=True)
+class ParquetRecords(Table):
+    """Parquet, one row group after the other."""
+
+    kind: ClassVar[str] = "parquet"
+
+    def schema(self, file: SourceFile) -> pa.Schema:
+        from pyarrow import parquet
+
+        with _damage_told(file):
+            return parquet.read_schema(file.path)
+
+    def batches(self, file: SourceFile, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
+        from pyarrow import parquet
+
+        # Without reading ahead, so that memory holds pages and not row groups.
+        with parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=_BUFFER) as opened:
+            done, total = 0, max(1, opened.metadata.num_rows)
+            for batch in opened.iter_batches(_ROWS, columns=columns, use_threads=False):
+                done += len(batch)
+                yield batch, done / total
+
+
+@dataclass(frozen=True)
+class ArrowRecords(Table):
+    """Arrow IPC: files, and streams, which is what `datasets` writes."""
+
+    kind: ClassVar[str] = "arrow"
+
+    def schema(self, file: SourceFile) -> pa.Schema:
+        with _damage_told(file), _opened(file.path, None) as (reader, _):
+            return reader.schema
+
+    def batches(self, file: SourceFile, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
+        wanted = [self.schema(file).get_field_index(column) for column in columns]
+        # Read and not mapped: pages of a mapped file count as this process's memory.
+        with _opened(file.path, wanted) as (reader, source):
+            size = max(1, source.size())
+            for batch in _each(reader):
+                yield from ((batch.slice(start, _ROWS), source.tell() / size) for start in range(0, len(batch), _ROWS))
+
+
+@contextmanager
+def _opened(path: str, wanted: list[int] | None) -> Iterator[tuple[Any, Any]]:
+    """A reader of an IPC file or stream, told by its first bytes, and the file it reads from. wanted: indices of columns; None: all."""
+    import pyarrow as pa
+
+    options = pa.ipc.IpcReadOptions(included_fields=wanted)
+    with pa.OSFile(path) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        yield (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source, options=options), source
+
+
+def _each(reader: Any) -> Iterator[pa.RecordBatch]:
+    if hasattr(reader, "get_batch"):
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+@contextmanager
+def _damage_told(file: SourceFile) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"data: {file.shown}: cannot be read ({reason}); it is damaged or of another format; write it anew") from error
+
+
+def column_of(schema: pa.Schema, path: str) -> str:
+    """The column of a schema that a path lies in: of that name, or its first word."""
+    return path if path in schema.names else path.split(".")[0]
+
+
+def types_of(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Every column with its type, nested ones by dotted paths; of lists, the type of what they hold."""
+    import pyarrow as pa
+
+    found: dict[str, pa.DataType] = {}
+
+    def walk(path: str, kind: pa.DataType) -> None:
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        found[path] = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_struct(kind):
+            for inner in kind.fields:
+                walk(f"{path}.{inner.name}", inner.type)
+
+    for column in schema:
+        walk(column.name, column.type)
+    return found
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Whether a type is text."""
+    import pyarrow as pa
+
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a type is bytes, which may be text that its writer did not call so."""
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)
+
+
+def _text(value: Any) -> Any:
+    """A cell as JSON can hold it: old writers keep text as bytes without saying that it is text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return [_text(item) for item in value] if isinstance(value, list) else value
