@@ -5,6 +5,7 @@ Each is a config group, so that a cluster or a team can keep its own as one YAML
 
 from __future__ import annotations
 
+import importlib.util
 from enum import Enum
 
 from trainer.choices import Choice, ConfigError, choice, placement, require_at_least, require_positive
@@ -80,8 +81,18 @@ class WandbMode(str, Enum):
     off = "off"
 
 
+class Artifact(str, Enum):
+    """What of a run can be kept at W&B: `model/`, or the page report.html."""
+
+    model = "model"
+    report = "report"
+
+
 class Tracking(Choice, group="tracking", role="placement"):
     """Where figures go, beside metrics.jsonl, which is always written."""
+
+    def verify(self) -> None:
+        """Raise ConfigError where a package that is asked for is missing; called before launch."""
 
 
 @choice
@@ -93,7 +104,21 @@ class DefaultTracking(Tracking):
     project: str = placement("shardloom", help="W&B project")
     entity: str | None = placement(None, help="W&B entity")
     tags: list[str] = placement(default_factory=list, help="W&B tags")
+    artifacts: list[Artifact] = placement(default_factory=list, help="kept at W&B when the run is finished: model, report")
+    alerts: bool = placement(False, help="W&B alerts when a step is not finite, a run halts or restarts")
+    upload_seconds: float = placement(600.0, help="how long the end waits for artifacts to be uploaded, at most")
+    tensorboard: bool = placement(False, help="also write TensorBoard's event files, to tensorboard/")
+    samples: int = placement(0, help="texts that the model writes at each evaluation, kept in samples.jsonl")
+    prompts: list[str] = placement(default_factory=list, help="what they begin with; masked models restore held-out text instead")
     ledger: bool = placement(False, help="write the row ids of every step to ledger/, for audits")
+
+    def check(self) -> None:
+        require_at_least(self, 0, "samples")
+        require_positive(self, "upload_seconds")
+
+    def verify(self) -> None:
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError("tracking.tensorboard: true, but the package is not here; pip install 'shardloom[tensorboard]'")
 
 
 class Checkpoint(Choice, group="checkpoint", role="placement"):

@@ -9,13 +9,12 @@ What happens at a step is a visible line of `Training.loop`; there are no callba
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +32,9 @@ from trainer.evaluation import evaluate, held_out_loader
 from trainer.export import export
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_peak, work_of
-from trainer.models.recompute import recompute_blocks
+from trainer.process import no_garbage_collection
 from trainer.run import RunDir, checkpoint_of
+from trainer.sampling import samples
 from trainer.settings import NanPolicy
 from trainer.strategies.proof import prove
 from trainer.streams import seed_all
@@ -99,7 +99,6 @@ class Training:
         if notice and world.leads:
             print(notice, flush=True)
         self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
-        recompute_blocks(module, config.recompute)
         self.placement = config.strategy.place(module, config.optim.build, config, world)
         module.train()
 
@@ -240,15 +239,12 @@ class Training:
         return not (dropped and self.config.survival.nan is NanPolicy.halt)  # type: ignore[attr-defined]
 
     def _evaluate(self) -> None:
-        with self.meter.paused(), self._averaged():
+        with self.meter.paused():
             self.evaluated = evaluate(self.placement, self.task, self.corpus, self.held_out, self.world.device)
             self.evaluated_at = self.step
+            if self.config.tracking.samples:  # type: ignore[attr-defined]
+                self.trackers.samples(self.step, samples(self.placement, self.corpus, self.config, self.world))
         self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in self.evaluated.items()})
-
-    def _averaged(self) -> contextlib.AbstractContextManager[None]:
-        """What is evaluated and exported are the moving averages of the weights, where they are kept and asked for."""
-        ema = self.config.optim.ema
-        return self.placement.averaged() if ema.decay is not None and ema.evaluate else contextlib.nullcontext()
 
     def _save(self) -> None:
         """Write a checkpoint of what the loop has consumed so far, unless that is saved already."""
@@ -276,8 +272,7 @@ class Training:
         if self.evaluated_at != self.step:
             self._evaluate()
         self._save()
-        with self._averaged():
-            export(self.placement, self.corpus, self.run / "model", self.world)
+        export(self.placement, self.corpus, self.run / "model", self.world)
         if not self.world.leads:
             return
         self._event("finish")
@@ -291,16 +286,3 @@ class Training:
             ),
         )
         self.trackers.finish(figures)
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Keep Python's collector out of the steps, where it costs milliseconds at moments that differ between ranks."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()

@@ -110,7 +110,4 @@ def _rows(table: Table, prefix: str, value: object) -> None:
     for field in dataclasses.fields(value):  # type: ignore[arg-type]
         if not (isinstance(value, Choice) and field.name == "name"):
             inner = getattr(value, field.name)
-            if dataclasses.is_dataclass(inner):
-                _rows(table, f"{prefix}.{field.name}", inner)
-                continue
             table.add_row(f"{prefix}.{field.name}", str(getattr(inner, "value", inner)), field.metadata.get("help", ""))

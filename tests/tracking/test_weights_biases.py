@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from trainer.network import answers
 from trainer.settings import WandbMode
 from trainer.tracking import weights_biases
 from trainer.tracking.redaction import redacted_words
-from trainer.tracking.weights_biases import answers, decide
+from trainer.tracking.weights_biases import decide
 
 RUN = """
 import sys, time
@@ -255,3 +256,51 @@ def test_the_mode_follows_what_is_there(monkeypatch: pytest.MonkeyPatch, tmp_pat
         threading.Thread(target=_answer, args=(server, "404 Not Found"), daemon=True).start()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         assert decide(WandbMode.auto)[0] == "online"
+
+
+EXTRAS = """
+import sys
+from pathlib import Path
+from trainer import compose
+from trainer.distributed import World
+from trainer.tracking import Trackers
+
+config = compose("steps=6", "name=a run", "tracking.artifacts=[model,report]", "tracking.alerts=true", "tracking.samples=1")
+trackers = Trackers(config, Path(sys.argv[1]), World(0, 1, 0, 1, None, attempt=1), steps=6)
+trackers.event("start", 2, resumed_at=2)
+trackers.samples(4, [{"prompt": "def ", "text": "def f(x):"}])
+trackers.event("nan", 5, at=5, policy="skip", rows=[7, 9])
+trackers.event("nan", 6, at=6, policy="halt", rows=[8])
+trackers.finish({"loss": 0.5})
+"""
+
+
+def test_samples_alerts_and_artifacts_are_in_the_offline_log(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"x" * 1000)
+    (tmp_path / "events.jsonl").write_text(
+        '{"kind": "failure", "attempt": 0, "rank": 1, "reason": "killed by SIGKILL"}\n{"kind": "restart", "attempt": 1, "from_step": 2}\n'
+    )
+    done = subprocess.run([sys.executable, "-c", EXTRAS, str(tmp_path)], env=os.environ | {"WANDB_DATA_DIR": str(tmp_path / "staged")},
+                          capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    found = records(path)
+
+    alerts = [
+        (record.alert.title, record.alert.level, record.alert.text) for record in found if record.WhichOneof("record_type") == "alert"
+    ]
+    assert [alert[:2] for alert in alerts] == [
+        ("a run: restarted", "WARN"), ("a run: a step was not finite", "WARN"), ("a run: halted", "ERROR")]  # fmt: skip
+    assert "rank 1: killed by SIGKILL" in alerts[0][2] and "rows [7, 9]" in alerts[1][2] and alerts[2][2].startswith("step 6:")
+
+    kept = {record.artifact.name: record.artifact for record in found if record.WhichOneof("record_type") == "artifact"}
+    assert {kept[name].type for name in ("a-run-model", "a-run-report")} == {"model", "report"}
+    assert [entry.path for entry in kept["a-run-model"].manifest.contents] == ["model.safetensors"]
+    assert (tmp_path / "report.html").exists(), "written before it is kept"
+
+    (table,) = path.parent.glob("files/media/table/samples_*.json")
+    assert json.loads(table.read_text())["data"] == [["def ", "def f(x):"]]
+    assert any(
+        item.nested_key[0] == "samples" for record in found if record.WhichOneof("record_type") == "history" for item in record.history.item
+    )

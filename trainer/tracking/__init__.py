@@ -1,4 +1,4 @@
-"""Where figures go: metrics.jsonl always, then what mirrors it: the progress line and Weights & Biases."""
+"""Where figures go: metrics.jsonl always, then what mirrors it: the progress line, Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer.config import Config
     from trainer.distributed import World
+    from trainer.tracking.tensorboard import TensorBoard
     from trainer.tracking.weights_biases import WeightsAndBiases
 
 
@@ -29,14 +30,20 @@ class Trackers:
         from trainer.tracking.jsonl import METRICS, Lines
         from trainer.tracking.progress import Progress
 
+        self.run_dir, self.settings = run_dir, config.tracking
         self.lines = Lines(run_dir / METRICS)
         self.progress = Progress(steps, step)
         self.wandb: WeightsAndBiases | None = None
+        self.tensorboard: TensorBoard | None = None
+        said: Callable[[str], None] = self.progress.message
         if getattr(config.tracking, "wandb", WandbMode.off) is not WandbMode.off:
             from trainer.tracking.weights_biases import WeightsAndBiases
 
-            said: Callable[[str], None] = self.progress.message
             self.wandb = WeightsAndBiases(config.tracking, redacted(to_dict(config)), run_dir, config.name, said)  # type: ignore[arg-type]
+        if getattr(config.tracking, "tensorboard", False):
+            from trainer.tracking.tensorboard import TensorBoard
+
+            self.tensorboard = TensorBoard(redacted(to_dict(config)), run_dir, step, said)
 
     def advance(self, step: int) -> None:
         """A step has been taken; costs next to nothing, for every step."""
@@ -51,6 +58,23 @@ class Trackers:
         self.progress.log(step, figures)
         if self.wandb is not None:
             self.wandb.log(step, figures)
+        if self.tensorboard is not None:
+            self.tensorboard.log(step, figures)
+
+    def samples(self, step: int, written: list[dict[str, str]]) -> None:
+        """Texts that the model has written, {prompt, text}: one line each of samples.jsonl."""
+        if not self.leads or not written:
+            return
+        from trainer.tracking.jsonl import SAMPLES, Lines
+
+        lines = Lines(self.run_dir / SAMPLES)
+        for sample in written:
+            lines.append({"step": step, "attempt": self.attempt, "time": time.time(), **sample})
+        lines.close()
+        if self.wandb is not None:
+            self.wandb.samples(step, written)
+        if self.tensorboard is not None:
+            self.tensorboard.samples(step, written)
 
     def message(self, text: str) -> None:
         """A line for the person, above the progress line."""
@@ -63,17 +87,47 @@ class Trackers:
             return
         told = ", ".join(f"{key.replace('_', ' ')} {_told(value)}" for key, value in fields.items() if value not in (None, "", [], {}))
         self.progress.message(f"{kind}{f' at step {step:,}' if step is not None else ''}{f': {told}' if told else ''}")
-        if self.wandb is not None:
-            self.wandb.event(kind, step)
+        if self.wandb is None:
+            return
+        if kind == "start" and self.attempt:
+            self._tell_restart(step)
+        self.wandb.event("halt" if fields.get("policy") == "halt" else kind, step, told)
+
+    def _tell_restart(self, step: int | None) -> None:
+        """The agent recorded why it restarted the ranks; it mirrors nothing itself."""
+        from trainer.tracking import jsonl
+
+        events = jsonl.read(self.run_dir / jsonl.EVENTS)
+        if any(event.get("kind") == "restart" and event.get("attempt") == self.attempt for event in events):
+            failures = [event for event in events if event.get("kind") == "failure"]
+            cause = f"rank {failures[-1].get('rank')}: {_told(failures[-1].get('reason'))}" if failures else "no rank said why"
+            self.wandb.event("restart", step, cause)  # type: ignore[union-attr]
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
-        """Write out what is pending, in bounded time."""
+        """Write out what is pending, in bounded time. summary: the final figures, of a run that is finished."""
         if not self.leads:
             return
         self.progress.close()
         self.lines.close()
+        if self.tensorboard is not None:
+            self.tensorboard.finish(summary is not None)
         if self.wandb is not None:
+            if summary:
+                self._write_report()
             self.wandb.finish(summary or {})
+
+    def _write_report(self) -> None:
+        """Where W&B is to keep it: the page that the closing of the run writes comes too late for that."""
+        from trainer.settings import Artifact
+
+        if Artifact.report not in getattr(self.settings, "artifacts", ()):
+            return
+        from trainer.tracking.report import write
+
+        try:
+            write(self.run_dir)
+        except Exception as error:  # the run is finished and saved, and this is no part of it
+            self.progress.message(f"no report: {type(error).__name__}: {error}")
 
 
 def _told(value: Any) -> str:

@@ -18,8 +18,6 @@ from trainer.tracking.report import SAMPLE, hints, relative, shown, write
 
 T = TypeVar("T")
 
-_TOKENS = 120
-
 
 def closing(path: Path, console: Console) -> None:
     """Write sample.txt and report.html of a finished run, and print what a person wants to know of it."""
@@ -93,10 +91,8 @@ def sample_of(run: RunDir, config: Any) -> str:
     """What the model in `model/` writes, or fills in. Raises whatever comes up: a plugin's model may be none that can be opened."""
     from trainer.data.corpus import open_corpus
     from trainer.generation import open_writer
+    from trainer.sampling import texts
 
-    writer = open_writer(run / "model", config.sequence_length)
-    if not writer.fills:
-        return writer.write("def " if config.data.name == "stdlib" else "", _TOKENS, seed=config.seed)
     resolved = run.placement
-    split = open_corpus(resolved["corpus"], resolved["rows"], config).split("eval")
-    return writer.restore(split.tokens.read(0, min(48, len(split.tokens), config.sequence_length - 2)).tolist())
+    corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
+    return texts(open_writer(run / "model", config.sequence_length), corpus, config, 1)[0]["text"]

@@ -10,20 +10,22 @@ import json
 import netrc
 import os
 import queue
+import re
 import shlex
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from trainer.settings import DefaultTracking, WandbMode
+from trainer.network import answers
+from trainer.settings import Artifact, DefaultTracking, WandbMode
+from trainer.tracking.names import grouped, is_figure
 from trainer.tracking.redaction import redacted_words
+from trainer.tracking.report import REPORT
 
 ID_FILE = "wandb.json"
 QUEUE_LINES = 1000
@@ -31,8 +33,10 @@ PROBE_SECONDS = 3.0
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 20.0
 _DEFAULT_HOST = "https://api.wandb.ai"
-_END = "end"
-_REFUSED_BY_PROXY = (403, 407)
+_END, _ARTIFACT = "end", "artifact"
+# Events that are worth a message to a person.
+_ALERTS = {"halt": "halted", "nan": "a step was not finite", "restart": "restarted", "fallback": "a damaged checkpoint was passed over"}
+_NO_NAME = re.compile(r"[^\w.-]+")
 
 
 class WeightsAndBiases:
@@ -51,17 +55,24 @@ class WeightsAndBiases:
 
     def log(self, step: int, figures: dict[str, Any]) -> None:
         """Queue a line; dropped, and counted, where the queue is full."""
-        self._put("log", {_grouped(key): value for key, value in figures.items() if _is_figure(value)} | {"step": step})
+        self._put("log", {grouped(key): value for key, value in figures.items() if is_figure(value)} | {"step": step})
 
-    def event(self, kind: str, step: int | None) -> None:
-        """Queue an event: a mark on the step axis."""
+    def samples(self, step: int, written: list[dict[str, str]]) -> None:
+        """Queue a table of texts that the model has written."""
+        self._put("samples", {"step": step, "rows": [[sample["prompt"], sample["text"]] for sample in written]})
+
+    def event(self, kind: str, step: int | None, told: str = "") -> None:
+        """Queue an event: a mark on the step axis, and an alert where one is wanted."""
         if step is not None:
             self._put("log", {f"event/{kind}": 1, "step": step})
+        if self.settings.alerts and kind in _ALERTS:
+            self._put("alert", {"title": f"{self.name}: {_ALERTS[kind]}", "text": f"step {step}: {told}", "level": kind})
 
     def finish(self, summary: dict[str, Any], seconds: float = FINISH_SECONDS) -> None:
-        """Write the summary and end the run, in bounded time; print how to upload an offline one."""
-        until = time.monotonic() + seconds
-        for kind, content in (("summary", summary), (_END, {})):
+        """Write the summary, keep what is wanted of a finished run, and end, in bounded time; print how to upload an offline run."""
+        kept = [(_ARTIFACT, {"path": path}) for path in self._wanted()] if summary else []
+        until = time.monotonic() + seconds + (self.settings.upload_seconds if kept else 0.0)
+        for kind, content in (("summary", summary), *kept, (_END, {})):
             # A full queue may still be worked off; the end must not be what is dropped.
             with contextlib.suppress(queue.Full):
                 self._lines.put((kind, content), timeout=max(0.0, until - time.monotonic()))
@@ -108,9 +119,35 @@ class WeightsAndBiases:
                 self._run.log(content)
             elif kind == "summary":
                 self._run.summary.update(content)
-            else:
+            elif kind == _END:
                 self._run.finish()
                 return
+            else:
+                self._take_extra(kind, content)
+
+    def _take_extra(self, kind: str, content: dict[str, Any]) -> None:
+        """What figures can do without: where it fails, they go on."""
+        import wandb
+
+        try:
+            if kind == "samples":
+                self._run.log({"samples": wandb.Table(["prompt", "text"], content["rows"]), "step": content["step"]})
+            elif kind == "alert":
+                level = "ERROR" if content["level"] == "halt" else "WARN"
+                self._run.alert(content["title"], content["text"], level=level)
+            elif kind == _ARTIFACT:
+                path: Path = content["path"]
+                artifact = wandb.Artifact(_NO_NAME.sub("-", f"{self.name}-{path.stem}"), type=path.stem)
+                # Not copied: both are whole, and stay as they are.
+                artifact.add_dir(str(path), policy="immutable") if path.is_dir() else artifact.add_file(str(path), policy="immutable")
+                self._run.log_artifact(artifact)
+        except Exception as error:
+            self.say(f"W&B: no {kind}, {type(error).__name__}: {error}")
+
+    def _wanted(self) -> list[Path]:
+        """What `tracking.artifacts` asks for, and is there."""
+        paths = {Artifact.model: self.run_dir / "model", Artifact.report: self.run_dir / REPORT}
+        return [paths[each] for each in self.settings.artifacts if paths[each].exists()]
 
     def _drain(self) -> None:
         while self._lines.get()[0] != _END:
@@ -130,7 +167,7 @@ class WeightsAndBiases:
             console="off",
             silent=True,
             init_timeout=INIT_SECONDS,
-            finish_timeout=FINISH_SECONDS,
+            finish_timeout=FINISH_SECONDS + (self.settings.upload_seconds if self.settings.artifacts else 0.0),
         )
         try:
             wandb.setup(options)
@@ -201,28 +238,6 @@ def has_key() -> bool:
         return False
 
 
-def answers(url: str, seconds: float) -> bool:
-    """Whether a host answers HTTP at all within so many seconds, name lookup and proxy included."""
-    found = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
-            found.set()
-        except urllib.error.HTTPError as answer:
-            # A proxy answers for a host that it cannot or will not reach; W&B itself may well say 404 to this question.
-            if answer.code < 500 and answer.code not in _REFUSED_BY_PROXY:
-                found.set()
-        except (OSError, ValueError):
-            pass
-
-    # A thread, because a name lookup knows no time-out.
-    asking = threading.Thread(target=ask, name="wandb-probe", daemon=True)
-    asking.start()
-    asking.join(seconds)
-    return found.is_set()
-
-
 def run_id(run_dir: Path) -> str:
     """The id of this run at W&B, the same over all its attempts; kept in the run directory."""
     path = run_dir / ID_FILE
@@ -236,12 +251,3 @@ def run_id(run_dir: Path) -> str:
 
 def _host() -> str:
     return os.environ.get("WANDB_BASE_URL", _DEFAULT_HOST).rstrip("/")
-
-
-def _grouped(key: str) -> str:
-    # W&B lays panels out by the part before the slash.
-    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
