@@ -127,22 +127,15 @@ def recipes() -> str:
     parts = []
     for name, preset in reference.presets(reference.EXPERIMENT).items():
         values = {key: value for key, value in preset.values.items() if key != "name"}
-        parts += [f"## `{name}`", header(preset.header), f"Sets {_sets(values)}"]
+        parts += [f"## `{name}`", *map(paragraph, preset.paragraphs), f"Sets {_sets(values)}"]
     return "\n\n".join(parts)
 
 
-def header(text: str) -> str:
-    """A recipe's comment as Markdown: indented commands become code, `Word:   text` a paragraph of its own."""
-    out: list[str] = []
-    for line in text.splitlines():
-        word, colon, rest = line.partition(":")
-        if line.startswith("  ") and line.strip().startswith("trainer "):
-            out += ["", "```bash", line.strip(), "```", ""]
-        elif colon and word.isalpha() and word[0].isupper() and rest.startswith(" "):
-            out += ["", f"**{word}:** {rest.strip()}"]
-        else:
-            out.append(line.strip())
-    return "\n".join(out).strip()
+def paragraph(text: str) -> str:
+    """A paragraph of a recipe's header as Markdown: a command is code, the word of `Word: text` stands out."""
+    if text.startswith("  "):
+        return f"```bash\n{text.strip()}\n```"
+    return re.sub(r"^([A-Z]\w+): ", r"**\1:** ", text)
 
 
 def verb_table() -> str:

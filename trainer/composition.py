@@ -22,6 +22,7 @@ from trainer.choices import ConfigError, load_choices, nearest
 from trainer.config import BUDGETS, GROUPS, Config, flatten
 
 _SEARCHPATH = "hydra.searchpath"
+_stored: dict[tuple[str, str], type] = {}
 # Counts that people write as 1e9, which is a float to Hydra.
 _WHOLE = ("steps", "tokens", "global_batch", "sequence_length", "eval_every", "save_every")
 
@@ -135,10 +136,12 @@ def register() -> None:
     """Feed Hydra's store: the schema, and every registered choice under its group."""
     load_choices(launchers=True)
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
-    for group, members in choices.groups().items():
-        for name, cls in members.items():
-            store.store(group=group, name=name, node=cls)
+    wanted = [("", "schema", Config), *((group, name, cls) for group, members in choices.groups().items() for name, cls in members.items())]
+    for group, name, cls in wanted:
+        # It looks into every field of a class, so each is fed once.
+        if _stored.get((group, name)) is not cls:
+            store.store(group=group or None, name=name, node=cls)
+            _stored[group, name] = cls
 
 
 def _explain(error: Exception, overrides: list[Override]) -> ConfigError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -20,8 +21,12 @@ import yaml
 from trainer.choices import Choice, base, groups
 from trainer.config import GROUPS, Config, flatten
 
-RUN = "run"
 EXPERIMENT = "experiment"
+RECIPES = "Settings that are known to go together."
+# A full stop before a capital; that of "Devlin et al. 2018" ends none.
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
+_LABEL = re.compile(r"[A-Z]\w+: ")
+_COMMANDS = ("trainer ", "TRAINER_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,22 @@ class Preset:
     @property
     def meaning(self) -> str:
         """The header's first sentence."""
-        return first_sentence(self.header)
+        return _SENTENCE_END.split(self.paragraphs[0], maxsplit=1)[0] if self.header else ""
+
+    @property
+    def paragraphs(self) -> list[str]:
+        """The header without its line breaks: a paragraph, a command or a `Word: text` each. A command keeps two spaces before it."""
+        parts: list[str] = []
+        fresh = True
+        for line in self.header.splitlines():
+            is_command = line.startswith("  ") and line.strip().startswith(_COMMANDS)
+            if is_command or fresh or _LABEL.match(line):
+                if line.strip():
+                    parts.append(f"  {line.strip()}" if is_command else " ".join(line.split()))
+            elif line.strip():
+                parts[-1] += f" {' '.join(line.split())}"
+            fresh = is_command or not line.strip()
+        return parts
 
 
 def run_options() -> list[Option]:
@@ -67,13 +87,6 @@ def meaning(cls: type) -> str:
     if text.startswith(f"{cls.__name__}(") and issubclass(cls, Choice):  # what dataclasses write where nobody did
         text = base(cls.group).__doc__ or ""
     return " ".join(text.strip().split("\n\n")[0].split())
-
-
-def first_sentence(text: str) -> str:
-    """Up to the first full stop that ends a sentence, in one line."""
-    line = " ".join(text.strip().split("\n\n")[0].split())
-    head, stop, _ = line.partition(". ")
-    return head + stop.strip()
 
 
 def written(value: Any) -> str:
@@ -137,6 +150,7 @@ def describe(hint: Any) -> tuple[str, tuple[str, ...]]:
     return {Any: "any"}.get(hint) or hint.__name__, ()
 
 
+@functools.cache
 def presets(group: str) -> dict[str, Preset]:
     """Our YAML files of a group by name; `experiment` is one too."""
     folder = files("trainer.conf") / group
@@ -176,3 +190,8 @@ def default_choices() -> dict[str, str]:
 def registered(group: str) -> dict[str, type[Choice]]:
     """The classes of a group by name, in the order of their files."""
     return groups().get(group, {})
+
+
+def names(group: str) -> list[str]:
+    """What can stand after `group=`."""
+    return sorted({*registered(group), *presets(group)})

@@ -1,16 +1,12 @@
-"""The words of a verb that composes a run: its flags, the multirun, and what `--help` and `--cfg job` print."""
+"""The words of a verb that composes a run: its flags, the multirun, and what `--cfg job` prints."""
 
 from __future__ import annotations
 
-import dataclasses
-
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
-from trainer.choices import Choice, ConfigError, base, groups
-from trainer.composition import available, compose_tree, parse, sweep, to_config
-from trainer.config import BUDGETS, GROUPS, UNNAMEABLE, Config
+from trainer.choices import ConfigError
+from trainer.composition import compose_tree, parse, sweep, to_config
+from trainer.config import BUDGETS, UNNAMEABLE, Config
 
 _FLAGS = ("-h", "--help", "-m", "--multirun", "--cfg")
 
@@ -19,7 +15,9 @@ def composed(words: list[str], verb: str) -> list[Config] | None:
     """The configurations that the words ask for: one, or one a job of a multirun. None: they asked for help or for the YAML."""
     overrides, flags = split(words)
     if flags & {"-h", "--help"}:
-        show_help(verb, overrides)
+        from trainer import manual
+
+        manual.show(verb, overrides)
         return None
     several = bool(flags & {"-m", "--multirun"})
     if not several and (word := next((override.input_line for override in parse(overrides) if override.is_sweep_override()), None)):
@@ -74,40 +72,3 @@ def with_budget(tree: DictConfig) -> DictConfig:
     if all(tree[key] is None for key in BUDGETS):
         tree.steps = 1
     return tree
-
-
-def show_help(verb: str, overrides: list[str]) -> None:
-    """Groups with their names, and the options of the composition that the words give."""
-    console = Console(highlight=False)
-    console.print(f"usage: trainer {verb} [group=name …] [key=value …] [-m] [--cfg job]\n", markup=False)
-    console.print("-m runs every combination of the values that commas part: optim.lr=1e-3,3e-3 seed=1,2", markup=False)
-    console.print("--cfg job prints the whole configuration and does nothing more; with -m that of each job\n", markup=False)
-    tree = compose_tree(override.input_line or "" for override in parse(overrides) if not override.is_sweep_override())
-    budget = {key: tree[key] for key in BUDGETS}
-    config = to_config(with_budget(tree))
-    table = Table("group", "names", box=None, pad_edge=False, header_style="bold")
-    for group in (*GROUPS, "experiment"):
-        table.add_row(group, ", ".join(available(group)))
-    console.print(table)
-    options = Table("key", "value", "meaning", box=None, pad_edge=False, header_style="bold")
-    for field in dataclasses.fields(Config):
-        value = budget.get(field.name, getattr(config, field.name))
-        if field.name in groups():
-            continue
-        if dataclasses.is_dataclass(value):
-            _rows(options, field.name, value)
-        else:
-            options.add_row(field.name, str(value), field.metadata.get("help", ""))
-    for group in GROUPS:
-        chosen = getattr(config, group)
-        options.add_row(f"[bold]{group}={chosen.name}[/]", "", (type(chosen).__doc__ or base(group).__doc__ or "").splitlines()[0])
-        _rows(options, group, chosen)
-    console.print()
-    console.print(options)
-
-
-def _rows(table: Table, prefix: str, value: object) -> None:
-    for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        if not (isinstance(value, Choice) and field.name == "name"):
-            inner = getattr(value, field.name)
-            table.add_row(f"{prefix}.{field.name}", str(getattr(inner, "value", inner)), field.metadata.get("help", ""))

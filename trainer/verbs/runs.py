@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "list runs, compare two of them (diff), remove what can go (clean)"
 
+WORDS = ("diff", "clean")
+
 _GRAMMAR = """  CONDITION    KEY = != < <= > >= VALUE, quoted for the shell: 'loss<2' strategy=ddp name=quick* 'optim.lr>=1e-3' 'age<2d'"""
 _DIFF = """usage: trainer runs diff RUN RUN [root=…]
   RUN          a run directory, or a run's name below root"""
