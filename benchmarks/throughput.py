@@ -92,7 +92,9 @@ class Work:
         split, picks, steps = samples.split, samples.picks, config.steps or 1
         lengths = [int(length) for pick in picks for length in split.rows.pieces(pick.row)[:, 1]]
         self.tokens = sum(lengths) / steps
-        self.flops = mfu.work_of(model, ["clm"]).flops(sum(lengths), {"clm": sum(lengths)}, lengths) / steps  # type: ignore[arg-type]
+        work = mfu.work_of(model, ["clm"])  # type: ignore[arg-type]
+        assert work is not None, "GPT-2 is measured here"
+        self.flops = work.flops(sum(lengths), {"clm": sum(lengths)}, lengths) / steps
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.documents = len(lengths) / len(picks)
         self.peak = mfu.device_peak(torch.device("cuda")) if torch.cuda.is_available() else None

@@ -27,12 +27,12 @@ def write_texts(folder: Path, files: int = 30) -> Path:
     return folder
 
 
-def ready(folder: Path, texts: Path, *words: str, name: str = "run", world: int = 1) -> Path:
-    """A run directory made ready by the front door, for ranks to train."""
+def ready(folder: Path, texts: Path, *words: str, name: str = "run", world: int = 1, sizes: tuple[str, ...] = GPT) -> Path:
+    """A run directory made ready by the front door, for ranks to train. sizes: of the model, if not given."""
     shape = ["data=text", f"data.path={texts}/*.txt", "tokenizer.vocab_size=300", "sequence_length=32", "global_batch=8", "log_every=1"]
     kept = ["strategy=single" if world == 1 else "strategy=ddp", "tracking.wandb=off", "tracking.ledger=true", "optim.lr=1e-3"]
     given = {word.split("=")[0] for word in words}
-    defaults = [word for word in (*shape, *kept, "steps=6", "micro_batch=4", *GPT) if word.split("=")[0] not in given]
+    defaults = [word for word in (*shape, *kept, "steps=6", "micro_batch=4", *sizes) if word.split("=")[0] not in given]
     if "epochs" in given:
         defaults.remove("steps=6")
     config = compose(*defaults, *words, f"output_dir={folder / name}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ from tests.distributed import run_distributed
 from trainer.distributed import World
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import named_peak, work_of
+from trainer.models import Vocabulary
+from trainer.models.head import logits_at
+from trainer.models.llama import Llama
+from trainer.models.modernbert import ModernBERT
 from trainer.tasks import Batch
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -146,15 +152,34 @@ def _bert():  # type: ignore[no-untyped-def]
     return BertForPreTraining(config)
 
 
-def test_model_flops_are_what_torch_counts() -> None:
+def _llama():  # type: ignore[no-untyped-def]
+    return Llama(layers=2, hidden=32, heads=4, kv_heads=2, tie_embeddings=False).build("causal", Vocabulary(128), 16)
+
+
+def _albert():  # type: ignore[no-untyped-def]
+    from transformers import AlbertConfig, AlbertForMaskedLM
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "embedding_size": 16,
+    }
+    return AlbertForMaskedLM(AlbertConfig(vocab_size=128, max_position_embeddings=16, **sizes))
+
+
+@pytest.mark.parametrize("model_of", [_gpt2, _llama, _albert])
+def test_model_flops_are_what_torch_counts(model_of: Callable[[], Any]) -> None:
+    """Also of grouped heads, and of layers that share their parameters."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = _gpt2()
+    model = model_of()
     ids = torch.randint(0, 128, (3, 16))
     # In the mathematical kernel attention is two plain products, over the full square.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(ids, use_cache=False).logits.sum().backward()
+        logits_at(model, None, input_ids=ids).sum().backward()
     ours = work_of(model, ["clm"]).flops(48, {"clm": 48}, (16, 16, 16))
     # The gradient of the first block's input is wanted too, as embeddings train; nothing is left out.
     assert counter.get_total_flops() == ours
@@ -169,6 +194,36 @@ def test_the_head_counts_on_the_rows_it_is_computed_for() -> None:
         work.flops(100, {"mlm": 15, "nsp": 4}, (50, 50))
         == 6 * (blocks * 100 + work.heads["mlm"] * 15 + work.heads["nsp"] * 4) + 12 * 64 * 5000
     )
+
+
+def test_a_window_counts_the_pairs_within_it() -> None:
+    model = ModernBERT(layers=5, hidden=32, heads=4, window=6, global_every=2).build("masked", Vocabulary(128), 64)
+    work = work_of(model, ["mlm"])
+    assert work is not None and (work.attention, work.windows) == (3 * 32, {4: 2 * 32})
+    pairs = sum(abs(i - j) <= 3 for length in (20, 3) for i in range(length) for j in range(length))
+    assert work.flops(0, {}, (20, 3)) == 12 * 32 * (3 * (400 + 9) + 2 * pairs)
+
+
+def test_a_token_counts_the_experts_that_it_takes() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 48,
+    }
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=128, num_local_experts=8, num_experts_per_tok=2, sliding_window=5, **sizes))
+    work = work_of(model, ["clm"])
+    assert work is not None and work.body == 2 * (4 * 32 * 32 + 8 * 32 + 2 * 3 * 32 * 48)
+    assert work.windows == {5: 2 * 32} and work.attention == 0
+
+
+def test_what_is_no_attention_is_not_counted() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    assert work_of(MambaForCausalLM(MambaConfig(vocab_size=128, hidden_size=16, num_hidden_layers=1)), ["clm"]) is None
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import torch
 from tests import tiny
 from tests.distributed import run_distributed
 from trainer.choices import ConfigError
-from trainer.muon import orthogonalize
-from trainer.optim import AdamW, Muon
+from trainer.optim import AdamW, Lion, Muon
+from trainer.optimizers.muon import orthogonalize
+from trainer.parameter_groups import RULES
 from trainer.strategies.torch_driven import require_skipping, step
 
 CHOICES = [AdamW(lr=1e-2), Muon(lr=1e-2)]
@@ -36,6 +37,50 @@ def test_decay_is_for_matrices_only():
     assert all(group["base_lr"] == group["lr"] for group in groups)
 
 
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("rule", [*RULES, "patterns"])
+def test_what_decays_is_read_off_the_names(kind, rule):
+    parameters = dict(tiny.module(kind).named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    patterns = {"gpt": ["*.attn.*weight", "*wte*"], "bert": ["*query*"]}[kind]
+    groups = Lion(decay=patterns if rule == "patterns" else rule, weight_decay=0.3).build(parameters.items()).param_groups
+    decayed = {names[id(parameter)] for group in groups for parameter in group["params"] if group["weight_decay"] == 0.3}
+    plain = {names[id(parameter)] for group in groups for parameter in group["params"] if group["weight_decay"] == 0.0}
+    assert decayed | plain == parameters.keys() and not decayed & plain
+    matrices = {name for name, parameter in parameters.items() if parameter.ndim == 2}
+    tables = {name for name in parameters if name.endswith(("wte.weight", "wpe.weight", "embeddings.weight"))}
+    assert len(tables) == {"gpt": 2, "bert": 3}[kind]
+    matched = {name for name in matrices if ".attn." in name or "wte" in name} | {name for name in parameters if "query" in name}
+    wanted = {"matrices": matrices, "all": set(parameters), "no_norm_bias": matrices, "no_norm_bias_embedding": matrices - tables}
+    assert decayed == (wanted | {"patterns": matched})[rule]
+
+
+def test_layer_decay_lowers_the_rate_from_block_to_block():
+    for kind, entry, top in (("gpt", "wpe.weight", "ln_f.weight"), ("bert", "word_embeddings.weight", "seq_relationship.weight")):
+        parameters = list(tiny.module(kind).named_parameters())
+        rates = {name: group["base_lr"] for group in Lion(lr=1.0, layer_decay=0.5).build(iter(parameters)).param_groups
+                 for name, parameter in parameters if any(parameter is member for member in group["params"])}  # fmt: skip
+        assert len(rates) == len(parameters)
+        for name, rate in rates.items():
+            block = next((number for number in (0, 1) if f"h.{number}." in name or f"layer.{number}." in name), None)
+            assert rate == {0: 0.25, 1: 0.5, None: 0.125 if name.endswith(entry) else rate}[block]
+        assert {rate for name, rate in rates.items() if name.endswith((entry, top))} == {0.125, 1.0}
+    groups = Muon(lr=1.0, matrix_lr=2.0, layer_decay=0.5).build(iter(named())).param_groups
+    assert sorted((group["kind"], group["base_lr"]) for group in groups) == [
+        ("adamw", 0.125), ("adamw", 1.0), ("muon", 0.5), ("muon", 1.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"decay": "no_bias"}, "optim.decay: 'no_bias'; allowed: matrices, all, no_norm_bias, .*did you mean"),
+    ({"decay": []}, "optim.decay"), ({"layer_decay": 0.0}, "optim.layer_decay: 0.0"), ({"layer_decay": 1.5}, "optim.layer_decay: 1.5"),
+    ({"decay": ["*.nothing"]}, r"optim.decay: '\*.nothing' matches no parameter"),
+    ({"layer_decay": 0.9}, "optim.layer_decay: 0.9; this model's parameters name no blocks"),
+])  # fmt: skip
+def test_group_options_that_cannot_be_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        AdamW(**options).build([("weight", torch.nn.Parameter(torch.zeros(2, 2)))])
+
+
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     parameters = named()
     names = {id(parameter): name for name, parameter in parameters}
@@ -46,7 +91,8 @@ def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     bert = {name for name, p in tiny.module("bert").named_parameters() if p.ndim == 2}
     for model, tables in ((gpt, 2), (bert, 5)):  # wte, wpe; three embeddings, the head's transform, the relation
         parameters = [(name, torch.nn.Parameter(torch.zeros(2, 2))) for name in model]
-        assert len(Muon().build(iter(parameters)).param_groups[1]["params"]) == tables
+        (rest,) = (group for group in Muon().build(iter(parameters)).param_groups if group["kind"] == "adamw")
+        assert len(rest["params"]) == tables
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (3, 8, 40), (1, 40, 8)])

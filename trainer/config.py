@@ -42,6 +42,14 @@ class Init:
 
 
 @dataclasses.dataclass
+class Recompute:
+    """What of a forward pass is computed again in backward instead of being kept: slower, in less memory, with the same result."""
+
+    every: int | None = placement(None, help="recompute every k-th transformer block; 1: all of them, null: none")
+    keep: list[str] = placement(default_factory=list, help="results that recomputed blocks keep all the same: attention, matmul")
+
+
+@dataclasses.dataclass
 class Config:
     """One run, completely."""
 
@@ -60,6 +68,7 @@ class Config:
     log_every: int = placement(10, help="steps between lines of metrics.jsonl")
     resume: Resume = placement(default_factory=Resume)
     init: Init = identity(default_factory=Init)
+    recompute: Recompute = placement(default_factory=Recompute)
     fingerprint: str | None = identity(None, help="of the prepared data; filled in by prepare")
 
     model: Model = MISSING
@@ -89,6 +98,7 @@ GROUPS = ("model", "tokenizer", "task", "data", "optim", "schedule", "strategy",
 # What a run's name cannot hold: it is a folder's name and stands on command lines.
 UNNAMEABLE = re.compile(r"[^\w.,=@+ -]")
 BUDGETS = ("steps", "tokens", "epochs")
+RECOMPUTE_KEEPS = ("attention", "matmul")
 
 
 def check(config: Config) -> None:
@@ -121,6 +131,13 @@ def check(config: Config) -> None:
             f"sequence_length: {config.sequence_length} is longer than model.positions: {positions}; "
             f"set sequence_length={positions} or model.positions={config.sequence_length}"
         )
+    every, keep = config.recompute.every, config.recompute.keep
+    if every is not None and every < 1:
+        raise ConfigError(f"recompute.every: {every}; allowed: 1 (every block) or more, or null for none")
+    if any(name not in RECOMPUTE_KEEPS for name in keep):
+        raise ConfigError(f"recompute.keep: {keep}; allowed: {', '.join(RECOMPUTE_KEEPS)}")
+    if keep and every is None:
+        raise ConfigError(f"recompute.keep: {keep} without recompute.every; set recompute.every=1 too")
     config.task.compatible(config.model)
     refuse_unsupported(config)
 

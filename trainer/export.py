@@ -56,7 +56,7 @@ def replace_folder(aside: Path, path: Path) -> None:
 def unpadded(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:
     """A copy on the CPU whose vocabulary has no padding rows: their logits were never trained, and nobody should sample them."""
     config = copy.deepcopy(model.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = None  # the best that the model has
     trims = config.vocab_size == padded and size < padded
     if trims:
         config.vocab_size = size

@@ -87,7 +87,7 @@ class Meter:
         self._targets.update(targets)
         # A filler (no counted token) is computed, but is no work of the model.
         if self.work is not None and batch is not None and batch.tokens:
-            self._flops += self.work.flops(batch.tokens, batch.targets, batch.lengths)
+            self._flops += self.work.flops(batch.tokens, batch.targets, batch.lengths, batch.decoded)
 
     def close(self, step: int, norm: torch.Tensor, applied: torch.Tensor, tokens: int, samples: int) -> None:
         """End a step, without waiting for the device.

@@ -60,6 +60,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     from trainer.data.loading import Loader
     from trainer.data.order import Order
     from trainer.distributed import World
+    from trainer.models.recompute import recompute_blocks
     from trainer.strategies.single import Single
     from trainer.trainer import objective
 
@@ -70,6 +71,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     module = config.task.module(config, corpus)
+    recompute_blocks(module, config.recompute)
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     placement = Single().place(module, config.optim.build, config, world)
     split = corpus.split("train")

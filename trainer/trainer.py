@@ -32,6 +32,7 @@ from trainer.evaluation import evaluate, held_out_loader
 from trainer.export import export
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_peak, work_of
+from trainer.models.recompute import recompute_blocks
 from trainer.process import no_garbage_collection
 from trainer.run import RunDir, checkpoint_of
 from trainer.sampling import samples
@@ -99,6 +100,7 @@ class Training:
         if notice and world.leads:
             print(notice, flush=True)
         self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
+        recompute_blocks(module, config.recompute)
         self.placement = config.strategy.place(module, config.optim.build, config, world)
         module.train()
 
@@ -239,12 +241,17 @@ class Training:
         return not (dropped and self.config.survival.nan is NanPolicy.halt)  # type: ignore[attr-defined]
 
     def _evaluate(self) -> None:
-        with self.meter.paused():
+        with self.meter.paused(), self._averaged():
             self.evaluated = evaluate(self.placement, self.task, self.corpus, self.held_out, self.world.device)
             self.evaluated_at = self.step
             if self.config.tracking.samples:  # type: ignore[attr-defined]
                 self.trackers.samples(self.step, samples(self.placement, self.corpus, self.config, self.world))
         self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in self.evaluated.items()})
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """What is evaluated and exported are the moving averages of the weights, where they are kept and asked for."""
+        ema = self.config.optim.ema
+        return self.placement.averaged() if ema.decay is not None and ema.evaluate else contextlib.nullcontext()
 
     def _save(self) -> None:
         """Write a checkpoint of what the loop has consumed so far, unless that is saved already."""
@@ -272,7 +279,8 @@ class Training:
         if self.evaluated_at != self.step:
             self._evaluate()
         self._save()
-        export(self.placement, self.corpus, self.run / "model", self.world)
+        with self._averaged():
+            export(self.placement, self.corpus, self.run / "model", self.world)
         if not self.world.leads:
             return
         self._event("finish")

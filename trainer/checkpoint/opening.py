@@ -117,12 +117,13 @@ class Reader:
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder = folder
         self.scalars: dict[str, int] = manifest["scalars"]
-        self.shapes: dict[str, Shape] = {}
+        # By name and kind: a factored moment is smaller than its parameter.
+        self.shapes: dict[tuple[str, str], Shape] = {}
         self._pieces: dict[tuple[str, str], list[tuple[Box, str, str, str]]] = {}
         self._files: dict[str, Any] = {}
         for piece in manifest["pieces"]:
             box = Box(tuple(piece["offset"]), tuple(piece["lengths"]))
-            self.shapes[piece["name"]] = tuple(piece["shape"])
+            self.shapes[piece["name"], piece["kind"]] = tuple(piece["shape"])
             self._pieces.setdefault((piece["name"], piece["kind"]), []).append((box, piece["file"], piece["key"], piece["dtype"]))
 
     def __call__(self, name: str, kind: str, shape: Shape, box: Box) -> torch.Tensor:
@@ -132,8 +133,8 @@ class Reader:
         pieces = self._pieces.get((name, kind))
         if pieces is None:
             raise CheckpointError(f"{self.folder} holds no {kind} of {name}{self._instead(name)}; it is of another model or optimizer")
-        if self.shapes[name] != tuple(shape):
-            raise CheckpointError(f"{self.folder}: {name} has shape {self.shapes[name]}, the model's has {tuple(shape)}")
+        if self.shapes[name, kind] != tuple(shape):
+            raise CheckpointError(f"{self.folder}: {name} has shape {self.shapes[name, kind]}, the model's has {tuple(shape)}")
         if not inside(box, shape):
             raise ValueError(f"{box} is not within {name} of shape {shape}")
         out = torch.empty(box.lengths, dtype=getattr(torch, pieces[0][3]))
@@ -160,4 +161,4 @@ class Reader:
 
     def _instead(self, name: str) -> str:
         kinds = sorted(kind for known, kind in self._pieces if known == name)
-        return f" (of it: {', '.join(kinds)})" if kinds else nearest(name, self.shapes)
+        return f" (of it: {', '.join(kinds)})" if kinds else nearest(name, {known for known, _ in self.shapes})

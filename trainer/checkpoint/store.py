@@ -115,9 +115,9 @@ def _require_tiling(pieces: list[dict[str, Any]]) -> None:
     shapes = {}
     for piece in pieces:
         boxes.setdefault((piece["name"], piece["kind"]), []).append(Box(tuple(piece["offset"]), tuple(piece["lengths"])))
-        shapes[piece["name"]] = tuple(piece["shape"])
+        shapes[piece["name"], piece["kind"]] = tuple(piece["shape"])
     for (name, kind), found in boxes.items():
-        reason = untiled(shapes[name], found)
+        reason = untiled(shapes[name, kind], found)
         if reason:
             raise CheckpointError(f"the ranks' pieces of {name} ({kind}) do not make it up: {reason}")
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from trainer.choices import ConfigError, nearest
 from trainer.data.opening import bare_name, open_text
+from trainer.data.remote import is_url, look_up
+from trainer.data.sources import SourceFile
 
 # Formats that hold no text, or text only after unpacking. A pickle of protocol 0 looks like text, hence names and not content alone.
 NOT_TEXT = frozenset(
@@ -46,35 +48,42 @@ KINDS = {
 }
 
 
-def find_files(given: str | Sequence[str], key: str, kind: str) -> tuple[list[str], dict[str, int]]:
-    """The files that paths, folders and patterns name, sorted, each once; and what was left out of folders, by reason.
+def find_files(given: str | Sequence[str], key: str, kind: str) -> tuple[list[SourceFile], dict[str, int]]:
+    """The files that paths, folders, patterns and URLs name, sorted, each once; and what was left out of folders, by reason.
 
-    Raises ConfigError (B13) where an entry names nothing, (S09) where a named file is of a format that is not read.
+    Those behind URLs are not fetched yet. Raises ConfigError (B13) where an entry names nothing, (S09) where a named file is of a format
+    that is not read.
     """
-    wanted = KINDS[kind]
-    found: set[str] = set()
-    dropped: dict[str, int] = {}
+    found: set[SourceFile] = set()
+    dropped = 0
     for entry in [given] if isinstance(given, str) else given:
-        path = os.path.expanduser(entry)
-        if os.path.isdir(path):
-            inside = list(_walk(path))
-            kept = [file for file in inside if _is_named(file, wanted) and refusal(file, wanted) is None]
-            if not kept:
-                raise ConfigError(f"{key}: no {kind} in folder {path} ({len(inside)} files looked at); allowed: {wanted.allowed}")
-            if len(kept) < len(inside):
-                reason = f"files that are not {kind}"
-                dropped[reason] = dropped.get(reason, 0) + len(inside) - len(kept)
-            found.update(kept)
-            continue
-        matches = [path] if os.path.lexists(path) else sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
-        if not matches:
-            raise ConfigError(_not_found(path, entry, key))
-        for file in matches:
-            refused = refusal(file, wanted)
-            if refused:
-                raise ConfigError(f"{key}: {file}: {refused}; allowed: {wanted.allowed}")
-        found.update(matches)
-    return sorted(os.path.normpath(path) for path in found), dropped
+        files, is_folder = _of_url(entry, key) if is_url(entry) else _of_path(entry, key)
+        # A file in the cache has been looked at when it came.
+        refused = {file: refusal(file, kind) for file in files}
+        kept = [file for file in files if refused[file] is None and (not is_folder or _is_named(file, KINDS[kind]))]
+        if not is_folder and len(kept) < len(files):
+            raise _refused(*next((file, reason) for file, reason in refused.items() if reason), kind, key)
+        if not kept:
+            raise ConfigError(f"{key}: no {kind} in folder {entry} ({len(files)} files looked at); allowed: {KINDS[kind].allowed}")
+        dropped += len(files) - len(kept)
+        found.update(kept)
+    return sorted(found, key=lambda file: file.shown), {f"files that are not {kind}": dropped} if dropped else {}
+
+
+def _of_url(entry: str, key: str) -> tuple[list[SourceFile], bool]:
+    """The files of a URL, and whether they were picked by nobody."""
+    files = [SourceFile(file.path, remote=file) for file in look_up(entry, key)]
+    return files, len(files) != 1 and not glob.has_magic(entry)
+
+
+def _of_path(entry: str, key: str) -> tuple[list[SourceFile], bool]:
+    path = os.path.expanduser(entry.removeprefix("file://").removeprefix("local://"))
+    if os.path.isdir(path):
+        return [SourceFile(os.path.normpath(file)) for file in sorted(_walk(path))], True
+    matches = [path] if os.path.lexists(path) else sorted(file for file in glob.glob(path, recursive=True) if os.path.isfile(file))
+    if not matches:
+        raise ConfigError(_not_found(path, entry, key))
+    return [SourceFile(os.path.normpath(file)) for file in matches], False
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -93,22 +102,37 @@ def _not_found(path: str, entry: str, key: str) -> str:
     return f"{key}: {entry!r} not found in {os.path.abspath(folder)}{hint or '; give an existing file, folder or pattern'}"
 
 
-def _is_named(path: str, wanted: Kind) -> bool:
-    return not wanted.suffixes or bare_name(path).lower().endswith(wanted.suffixes)
+def _is_named(file: SourceFile, wanted: Kind) -> bool:
+    return not wanted.suffixes or bare_name(file.path).lower().endswith(wanted.suffixes)
 
 
-def refusal(path: str, wanted: Kind) -> str | None:
-    """Why a file cannot be read as what is wanted, from its name and its first bytes; None where it can."""
-    if not os.path.isfile(path):
+def refuse(file: SourceFile, kind: str, key: str) -> None:
+    """Raise ConfigError (S09) for a file that is not of its kind."""
+    reason = refusal(file, kind)
+    if reason:
+        raise _refused(file, reason, kind, key)
+
+
+def _refused(file: SourceFile, reason: str, kind: str, key: str) -> ConfigError:
+    return ConfigError(f"{key}: {file.shown}: {reason}; allowed: {KINDS[kind].allowed}")
+
+
+def refusal(file: SourceFile, kind: str) -> str | None:
+    """Why a file cannot be read as its kind, from its name and, where it is here, its first bytes; None where it can."""
+    wanted = KINDS[kind]
+    if not wanted.magic:
+        suffix = os.path.splitext(bare_name(file.path))[1].lower()
+        if suffix in NOT_TEXT:
+            reader = next((other.name for other in KINDS.values() if suffix in other.suffixes), None)
+            return f"a {suffix} file is not text" + (f", data={reader} reads it" if reader else "")
+    if file.remote and not os.path.exists(file.path):
+        return None
+    if not os.path.isfile(file.path):
         return "not a regular file"
     if wanted.magic:
-        with open(path, "rb") as stream:
-            return None if stream.read(16).startswith(wanted.magic) else f"no {wanted.name} file, from its first bytes"
-    suffix = os.path.splitext(bare_name(path))[1].lower()
-    if suffix in NOT_TEXT:
-        reader = next((kind.name for kind in KINDS.values() if suffix in kind.suffixes), None)
-        return f"a {suffix} file is not text" + (f", data={reader} reads it" if reader else "")
-    with open_text(path) as stream:
+        with open(file.path, "rb") as binary:
+            return None if binary.read(16).startswith(wanted.magic) else f"no {kind} file, from its first bytes"
+    with open_text(file.path) as stream:
         head = stream.read(1 << 12)
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`"

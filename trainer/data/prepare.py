@@ -23,15 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.atomic import write_json
 from trainer.choices import ConfigError
+from trainer.data.cache import cache_root
 from trainer.data.compressing import compressed_sizes
 from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.files import refuse
 from trainer.data.fingerprints import fingerprints
 from trainer.data.formats import to_plain
 from trainer.data.pipeline import encoded_units, sample_text
+from trainer.data.remote import fetch
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META, RowWriter
 from trainer.data.shards import SHARD_TOKENS, CorpusWriter
-from trainer.data.sources import EVAL, SPLITS
+from trainer.data.sources import EVAL, SPLITS, Listing
 from trainer.data.splitting import Plan, plan
 from trainer.data.text import TextFormat
 from trainer.data.tokenizing import Job
@@ -56,11 +59,6 @@ class Prepared:
     fingerprint: str
 
 
-def cache_root() -> Path:
-    """The folder that prepared data is kept in: $TRAINER_CACHE, or ~/.cache/shardloom."""
-    return Path(os.environ.get("TRAINER_CACHE") or "~/.cache/shardloom").expanduser().absolute()
-
-
 def prepare(config: Config, progress: bool = True) -> Prepared:
     """Tokenize and pack the data of a run, or find it done.
 
@@ -69,6 +67,7 @@ def prepare(config: Config, progress: bool = True) -> Prepared:
     source, task, cache, report = config.data, config.task, cache_root(), Reporter(progress)
     with report.doing("looking for files"):
         listing = source.listing()
+    _fetch(listing, report)
     total = sum(os.path.getsize(file.path) for file in listing.files)
     with report.bar("reading", total) as advance:
         contents = fingerprints([file.path for file in listing.files], cache / "fingerprints", cores(), advance)
@@ -93,6 +92,17 @@ def prepare(config: Config, progress: bool = True) -> Prepared:
             _make_rows(config, corpus, aside_rows, rows_key, report)
     report.closing(json.loads((corpus / META).read_text()), json.loads((rows / META).read_text()), corpus, anew=bool(aside or aside_rows))
     return Prepared(corpus, rows, rows_key)
+
+
+def _fetch(listing: Listing, report: Reporter) -> None:
+    """Bring what lies behind URLs into the cache, and look at it as at any other file."""
+    missing = [file for file in listing.files if file.remote and not os.path.exists(file.path)]
+    remotes = [file.remote for file in missing if file.remote]
+    if missing:
+        with report.bar(f"fetching {len(missing)} files", sum(remote.size for remote in remotes)) as advance:
+            fetch(remotes, listing.where, advance)
+    for file in missing:
+        refuse(file, listing.kind, listing.where)
 
 
 def _key(*parts: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trainer.choices import Choice, ConfigError, choice, identity, placement
 
 if TYPE_CHECKING:
+    from trainer.data.remote import Remote
     from trainer.data.segments import Format
 
 TRAIN, EVAL = "train", "eval"
@@ -33,24 +34,26 @@ class Document(str, Enum):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source. split: where all of it goes, or None where its documents are parted by us."""
+    """A file of a source. split: where all of it goes, or None where its documents are parted by us. remote: where it comes from."""
 
     path: str
     split: str | None = None
+    remote: Remote | None = None
 
     @property
     def shown(self) -> str:
         """What a message calls it."""
-        return self.path
+        return self.remote.url if self.remote else self.path
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source, in order. dropped: reason → files left out. where: the key to name when nothing is left."""
+    """The files of a source, in order, all of a kind. dropped: reason → files left out. where: the key to name when nothing is left."""
 
     files: list[SourceFile]
     where: str
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    kind: str = "text"
 
 
 @dataclass
@@ -101,9 +104,9 @@ class Stdlib(Source):
 class Files(Source):
     """Files of a user's own: one corpus, of which we hold a part out, or given splits."""
 
-    path: Any = identity(None, help="files, folders or patterns; the held-out part is cut by us")
-    train: Any = identity(None, help="given splits: the training files, folders or patterns")
-    eval: Any = identity(None, help="given splits: the held-out files, folders or patterns")
+    path: Any = identity(None, help="files, folders, patterns or URLs; the held-out part is cut by us")
+    train: Any = identity(None, help="given splits: the training files, folders, patterns or URLs")
+    eval: Any = identity(None, help="given splits: the held-out files, folders, patterns or URLs")
 
     # What the files are: one of trainer.data.files.KINDS.
     kind: ClassVar[str] = ""
@@ -130,16 +133,16 @@ class Files(Source):
         from trainer.data.files import find_files
 
         if self.path is not None:
-            paths, dropped = find_files(self.path, "data.path", self.kind)
-            return Listing([SourceFile(path) for path in paths], f"data.path={self.path}", dropped)
+            files, dropped = find_files(self.path, "data.path", self.kind)
+            return Listing(files, f"data.path={self.path}", dropped, self.kind)
         train, dropped = find_files(self.train, "data.train", self.kind)
         held_out, more = find_files(self.eval, "data.eval", self.kind)
-        both = sorted(set(train) & set(held_out))
+        both = sorted({file.shown for file in train} & {file.shown for file in held_out})
         if both:
             raise ConfigError(f"data.eval: {both[0]} is in data.train too; what is trained on cannot be held out ({len(both)} such files)")
-        files = [SourceFile(path, TRAIN) for path in train] + [SourceFile(path, EVAL) for path in held_out]
+        files = [dataclasses.replace(file, split=split) for split, found in ((TRAIN, train), (EVAL, held_out)) for file in found]
         reasons = {reason: dropped.get(reason, 0) + more.get(reason, 0) for reason in {*dropped, *more}}
-        return Listing(files, f"data.train={self.train} data.eval={self.eval}", reasons)
+        return Listing(files, f"data.train={self.train} data.eval={self.eval}", reasons, self.kind)
 
 
 @choice

@@ -85,6 +85,10 @@ class Placement:
         """Set parameters alone (weights of another run)."""
         raise NotImplementedError
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """Forward passes and `gathered` inside are of the moving averages of the weights (`optim.ema`); entered by every rank."""
+        raise NotImplementedError
+
     def gathered(self) -> AbstractContextManager[nn.Module]:
         """Whole parameters for export and generation; entered by every rank, of use on rank 0."""
         raise NotImplementedError

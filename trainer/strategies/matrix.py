@@ -22,13 +22,30 @@ class Refusal:
     mend: str
 
 
+# Each rank holds only a part of every tensor.
+_CUT = ("zero2", "fsdp")
+
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        strategies=("zero2", "fsdp"),
+        strategies=_CUT,
         key="optim",
         value="muon",
         reason="Muon orthogonalizes whole matrices, and each rank of this strategy holds only a part of every matrix",
         mend="optim=adamw, or strategy=ddp",
+    ),
+    Refusal(
+        strategies=_CUT,
+        key="optim",
+        value="lamb",
+        reason="LAMB scales a step by the norm of the whole tensor, and each rank of this strategy holds only a part of every tensor",
+        mend="optim=adamw, or strategy=ddp",
+    ),
+    Refusal(
+        strategies=_CUT,
+        key="optim",
+        value="adafactor",
+        reason="Adafactor averages over the rows and columns of whole matrices, and each rank of this strategy holds only a part of them",
+        mend="optim=adamw or lion, or strategy=ddp",
     ),
 )
 

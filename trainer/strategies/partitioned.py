@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer import averaging
 from trainer.checkpoint.boxes import boxes_of_range
 from trainer.checkpoint.pieces import Piece
 from trainer.strategies import Placement
 from trainer.strategies.tables import table
-from trainer.strategies.torch_driven import prime, require_skipping
+from trainer.strategies.torch_driven import is_count, prime, require_skipping, set_counts
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -34,6 +35,7 @@ class Partitioned(Placement):
         self.zero: Any = engine.optimizer
         self.device = world.device
         self.data_rank, self.data_size = world.rank, world.size
+        self.updates = 0
         require_skipping(self.zero.optimizer)
         prime(self.zero.optimizer)
         self.zero._lazy_init_hp_params_optimizer_state()
@@ -50,7 +52,9 @@ class Partitioned(Placement):
         self.zero.clip_grad = max_norm or 0.0
         self.engine.step()
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
-        return norm, torch.tensor(float(not self.zero.overflow), device=self.device)
+        applied = not self.zero.overflow
+        self.updates += applied
+        return norm, torch.tensor(float(applied), device=self.device)
 
     def discard(self) -> Tensor:
         self.zero.finalize_gradient_accumulation_boundary()
@@ -99,12 +103,12 @@ class Partitioned(Placement):
                     at += box.size
 
     def scalars(self) -> dict[str, int]:
-        return {"optimizer_step": max(int(state["step"]) for state in self.zero.optimizer.state.values())}
+        return {"optimizer_step": self.updates}
 
     def load(self, read: Read) -> None:
         self._read(read, moments=True)
-        for state in self.zero.optimizer.state.values():
-            state["step"].fill_(read.scalars["optimizer_step"])
+        self.updates = read.scalars["optimizer_step"]
+        set_counts(self.zero.optimizer, self.updates)
 
     def load_parameters(self, read: Read) -> None:
         self._read(read, moments=False)
@@ -115,12 +119,24 @@ class Partitioned(Placement):
             shape, address = tuple(parameter.shape), mapping.lp_fragment_address
             for kind, flat in self.kinds(mapping):
                 at = 0
+                # An average begins at the weights.
+                source = kind if moments else "parameter" if kind in ("parameter", averaging.KIND) else None
                 for box in boxes_of_range(shape, address.start, address.numel):
-                    if moments or kind == "parameter":
-                        flat.narrow(0, at, box.size).view(box.lengths).copy_(read(name, kind, shape, box))
+                    if source is not None:
+                        flat.narrow(0, at, box.size).view(box.lengths).copy_(read(name, source, shape, box))
                     at += box.size
         # The masters are new; the parameters that forward reads follow.
         self.zero.update_lp_params()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        averaging.exchange_averages(self.zero.optimizer)
+        self.zero.update_lp_params()
+        try:
+            yield
+        finally:
+            averaging.exchange_averages(self.zero.optimizer)
+            self.zero.update_lp_params()
 
     def gathered(self) -> AbstractContextManager[nn.Module]:
         return nullcontext(self.task_module)
@@ -134,7 +150,7 @@ class Partitioned(Placement):
         held["master"] = list(masters)
         for master in masters:
             for kind, tensor in self.zero.optimizer.state[master].items():
-                if kind != "step":
+                if not is_count(kind):
                     held.setdefault(kind, []).append(tensor)
         return table(held, set(self.zero.ipg_buckets))
 
@@ -147,7 +163,7 @@ class Partitioned(Placement):
             # A gradient is kept whole where the border of the partition cuts it: at most one at either end.
             most["gradient"] += share + 8 * max(parameter.numel() for parameter in parameters)
             for kind in ("master", *self.zero.optimizer.state[self.zero.single_partition_of_fp32_groups[group]]):
-                if kind != "step":
+                if not is_count(kind):
                     most[kind] = most.get(kind, 0) + share
         return most
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from trainer.checkpoint.boxes import Box
+from trainer.models.blocks import blocks
 from trainer.strategies.torch_driven import Called, TorchPlacement
 
 if TYPE_CHECKING:
@@ -54,11 +55,21 @@ class Sharded(TorchPlacement):
         return squares.sqrt()
 
     def _read(self, read: Read, moments: bool) -> None:
+        self._reshard()
+        super()._read(read, moments)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        self._reshard()
+        with super().averaged():
+            yield
+            self._reshard()
+
+    def _reshard(self) -> None:
         # An evaluation leaves the root gathered until the next backward; what is gathered would go on with the old values.
         for module in self.root.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-        super()._read(read, moments)
 
     @contextmanager
     def gathered(self) -> Iterator[nn.Module]:
@@ -81,19 +92,17 @@ def shard(module: nn.Module, world: World) -> None:
         # The same by seed already, unless a rank read other weights; DDP and DeepSpeed broadcast too.
         dist.broadcast(parameter.detach(), src=0)
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in blocks(module):
+    for block in units(module):
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """The transformer blocks: members of the outermost lists of modules.
+def units(module: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, each to be a unit of its own.
 
     Raises ValueError where a parameter of a block is tied to one outside of it: two units would each update a copy of their own.
     """
-    found: list[nn.Module] = []
-    for child in module.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+    found = blocks(module)
     owners: dict[int, set[int]] = {}
     for index, block in enumerate(found):
         for parameter in block.parameters():

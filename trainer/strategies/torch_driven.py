@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer import averaging
 from trainer.checkpoint.boxes import Box, whole
 from trainer.checkpoint.pieces import Piece
 from trainer.strategies import Placement
@@ -52,6 +53,8 @@ class TorchPlacement(Placement):
         self.named = named
         self.optimizer = optimizer
         self.data_rank, self.data_size = world.rank, world.size
+        # Updates applied, counted on the device.
+        self.updates = torch.zeros((), dtype=torch.int64, device=world.device)
         prime(optimizer)
 
     # What of a parameter this rank holds, and what of it this rank writes to checkpoints.
@@ -86,6 +89,7 @@ class TorchPlacement(Placement):
         scale = None if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
         step(self.optimizer, 1.0 - applied, scale)
         self.optimizer.zero_grad(set_to_none=True)
+        self.updates += applied.long()
         return norm, applied
 
     def discard(self) -> Tensor:
@@ -114,15 +118,12 @@ class TorchPlacement(Placement):
                     yield Piece(name, kind, tuple(tensor.shape), owned, values)
 
     def scalars(self) -> dict[str, int]:
-        # The optimizer counts for each parameter apart; they never differ, as every parameter takes part in every step.
-        steps = [int(state["step"]) for state in self.optimizer.state.values() if "step" in state]
-        return {"optimizer_step": max(steps, default=0)}
+        return {"optimizer_step": int(self.updates)}
 
     def load(self, read: Read) -> None:
         self._read(read, moments=True)
-        for state in self.optimizer.state.values():
-            if "step" in state:
-                state["step"].fill_(read.scalars["optimizer_step"])
+        self.updates.fill_(read.scalars["optimizer_step"])
+        set_counts(self.optimizer, read.scalars["optimizer_step"])
 
     def load_parameters(self, read: Read) -> None:
         self._read(read, moments=False)
@@ -130,13 +131,20 @@ class TorchPlacement(Placement):
     @torch.no_grad()
     def _read(self, read: Read, moments: bool) -> None:
         for name, parameter in self.named:
-            held = self.held(parameter)
             for kind, tensor in self.kinds(parameter):
-                if held is not None and (moments or kind == "parameter"):
-                    self.local(tensor).copy_(read(name, kind, tuple(tensor.shape), held))
+                held = self.held(tensor)
+                # An average begins at the weights.
+                source = kind if moments else "parameter" if kind in ("parameter", averaging.KIND) else None
+                if held is not None and source is not None:
+                    self.local(tensor).copy_(read(name, source, tuple(tensor.shape), held))
 
-    def gathered(self) -> AbstractContextManager[nn.Module]:
-        raise NotImplementedError
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        averaging.exchange_averages(self.optimizer)
+        try:
+            yield
+        finally:
+            averaging.exchange_averages(self.optimizer)
 
     # What is where.
 
@@ -160,11 +168,9 @@ class TorchPlacement(Placement):
     def shares(self) -> dict[str, int]:
         most: dict[str, int] = {}
         for _, parameter in self.named:
-            # Everything is fp32, whatever the precision of products.
-            share = 4 * self.share(tuple(parameter.shape))
-            most["gradient"] = most.get("gradient", 0) + share
-            for kind, _ in self.kinds(parameter):
-                most[kind] = most.get(kind, 0) + share
+            for kind, tensor in (("gradient", parameter), *self.kinds(parameter)):
+                # Everything is fp32, whatever the precision of products.
+                most[kind] = most.get(kind, 0) + 4 * self.share(tuple(tensor.shape))
         return most
 
 
@@ -193,7 +199,20 @@ def prime(optimizer: torch.optim.Optimizer) -> None:
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Kind and tensor of a parameter's state of its own shape: all but the step count."""
+    """Kind and tensor of a parameter's state: all but the counts of steps."""
     for kind, tensor in optimizer.state[parameter].items():
-        if kind != "step" and isinstance(tensor, Tensor):
+        if not is_count(kind) and isinstance(tensor, Tensor):
             yield kind, tensor
+
+
+def is_count(kind: str) -> bool:
+    """Whether a kind of an optimizer's state is a count of updates: those are scalars, and the same for all parameters."""
+    return kind.endswith("step")
+
+
+def set_counts(optimizer: torch.optim.Optimizer, updates: int) -> None:
+    """Set every count of updates; they never differ, as every parameter takes part in every step."""
+    for state in optimizer.state.values():
+        for kind, tensor in state.items():
+            if is_count(kind):
+                tensor.fill_(updates)

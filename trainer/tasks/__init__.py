@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import Choice
@@ -34,21 +34,22 @@ class Batch:
     inputs: tensors [1, tokens] and whatever else the module's forward reads, by name.
     lengths: tokens of each packed document, in order; known on the host.
     targets: term → number of targets, known on the host.
+    decoded: tokens that a decoder writes for each document, of encoder–decoder models.
     """
 
     inputs: dict[str, torch.Tensor]
     lengths: tuple[int, ...]
     targets: dict[str, int]
     tokens: int = 0
+    decoded: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on a device, copied without waiting where memory is pinned."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(moved, self.lengths, self.targets, self.tokens)
+        return replace(self, inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()})
 
     def pinned(self) -> Batch:
         """The same batch in page-locked memory."""
-        return Batch({name: tensor.pin_memory() for name, tensor in self.inputs.items()}, self.lengths, self.targets, self.tokens)
+        return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
 
 
 class Task(Choice, group="task"):

@@ -1,0 +1,88 @@
+"""Which parameters decay, and at which share of the rate each block learns: read off the parameters' names, for every optimizer alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from trainer.choices import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Decays = Callable[[str, "nn.Parameter"], bool]
+
+# A block of a stack: h.3. (GPT-2), layer.3. (BERT), layers.3. (Llama, ModernBERT), block.3. (T5), blocks.3.
+_BLOCK = re.compile(r"(?:^|\.)(?:h|layers?|blocks?)\.(\d+)\.")
+# Parts of names: ln_1, ln_f, attn_norm, LayerNorm, input_layernorm; embeddings, embed_tokens, wte, wpe, shared.
+_NORM = re.compile(r"(?:^|_)(?:ln|norm|layernorm|rmsnorm)(?:_|\d|$)")
+_EMBEDDING = re.compile(r"embed|^wte$|^wpe$|^shared$|^relative_attention_bias$")
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2
+
+
+def _is_any(name: str, parameter: nn.Parameter) -> bool:
+    return True
+
+
+def _is_weight(name: str, parameter: nn.Parameter) -> bool:
+    *modules, last = name.lower().split(".")
+    return not last.endswith("bias") and not any(_NORM.search(part) for part in (*modules, last))
+
+
+def _is_inner_weight(name: str, parameter: nn.Parameter) -> bool:
+    return _is_weight(name, parameter) and not is_embedding(name)
+
+
+RULES: dict[str, Decays] = {"matrices": _is_matrix, "all": _is_any, "no_norm_bias": _is_weight, "no_norm_bias_embedding": _is_inner_weight}
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a parameter belongs to the tables at the model's entry (with what normalizes them)."""
+    return not _BLOCK.search(name) and any(_EMBEDDING.search(part) for part in name.lower().split("."))
+
+
+def check_decay(decay: object) -> None:
+    """Raise ConfigError where `optim.decay` is neither a rule nor a list of patterns."""
+    if isinstance(decay, str) and decay in RULES:
+        return
+    if isinstance(decay, Sequence) and not isinstance(decay, str) and decay and all(isinstance(one, str) for one in decay):
+        return
+    known = nearest(decay, RULES) if isinstance(decay, str) else ""
+    raise ConfigError(
+        f"optim.decay: {decay!r}; allowed: {', '.join(RULES)}, or a list of patterns of parameter names, "
+        f"e.g. 'optim.decay=[\"*.mlp.*weight\"]'{known}"
+    )
+
+
+def decaying(named: Sequence[tuple[str, nn.Parameter]], decay: str | Sequence[str]) -> set[str]:
+    """Names of the parameters that decay. Raises ConfigError for a pattern that matches none of them."""
+    if isinstance(decay, str):
+        return {name for name, parameter in named if RULES[decay](name, parameter)}
+    found: set[str] = set()
+    for pattern in decay:
+        matched = {name for name, _ in named if fnmatchcase(name, pattern)}
+        if not matched:
+            some = ", ".join(name for name, _ in named[:3])
+            raise ConfigError(f"optim.decay: {pattern!r} matches no parameter; the model has {some} …")
+        found |= matched
+    return found
+
+
+def layer_factors(names: Sequence[str], layer_decay: float) -> dict[str, float]:
+    """Name → its share of the rate: 1 above the blocks, layer_decay^k in the k-th block from the top, once more below them.
+
+    As in https://arxiv.org/abs/2003.10555 and https://arxiv.org/abs/2106.08254. Raises ConfigError where names show no blocks.
+    """
+    if layer_decay == 1.0:
+        return dict.fromkeys(names, 1.0)
+    block = {name: int(match[1]) for name in names if (match := _BLOCK.search(name))}
+    if not block:
+        raise ConfigError(f"optim.layer_decay: {layer_decay}; this model's parameters name no blocks (h.0., layer.0., layers.0.); set 1.0")
+    blocks = max(block.values()) + 1
+    below = {name: blocks + 1 if is_embedding(name) else 0 for name in names}
+    return {name: layer_decay ** (blocks - block[name] if name in block else below[name]) for name in names}
