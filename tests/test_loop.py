@@ -281,16 +281,6 @@ def test_c19_an_evaluation_leaves_the_mode_as_it_was(tmp_path, texts):
     assert curves[0] == curves[1]
 
 
-def test_another_runs_weights_are_a_start(tmp_path, texts):
-    """init.run takes parameters alone: step, position and moments begin anew."""
-    source = ready(tmp_path, texts, name="source")
-    weights = train(single(), source, last=4)
-    path = ready(tmp_path, texts, f"init.run={source}@4", name="next")
-    here = training(single(), path)
-    assert here.step == 0 and here.placement.scalars()["optimizer_step"] == 0
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in here.placement.task_module.state_dict().items())
-
-
 def test_c13_an_extension_goes_on_where_a_short_last_batch_ended(tmp_path, texts):
     """Epochs 1 → 2 with a batch that does not divide: every row twice, and none of the second pass left out."""
     first = ready(tmp_path, texts, "epochs=1", "global_batch=7")
@@ -328,15 +318,6 @@ def test_overwriting_is_refused_before_anything_is_lost(tmp_path, texts):
     ready(tmp_path, texts, "resume.overwrite=true", "optim.lr=1e-4")
     assert not (path / "metrics.jsonl").exists()
     assert not load_frozen(path / "config.yaml").resume.overwrite
-
-
-def test_weights_of_other_tokens_are_refused(tmp_path, texts):
-    source = ready(tmp_path, texts, name="source")
-    train(single(), source, last=1)
-    with pytest.raises(ConfigError, match="another tokenizer"):
-        ready(tmp_path, texts, f"init.run={source}", "tokenizer.vocab_size=310", name="other")
-    with pytest.raises(ConfigError, match=r"steps in .*: 1"):
-        ready(tmp_path, texts, f"init.run={source}@7", name="missing")
 
 
 def test_b04_b03_a_pretrained_model_that_does_not_fit_is_told_before_launch(tmp_path, texts):

@@ -15,11 +15,12 @@ from rich.console import Console
 from trainer.catalogue.entries import run_folders
 from trainer.choices import ConfigError
 from trainer.config import BUDGETS, Config
-from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.corpus import open_corpus
 from trainer.data.deal import describe
 from trainer.data.prepare import prepare
+from trainer.initial import refuse_unfitting
 from trainer.micro_batch import resolve
-from trainer.run import RunDir, checkpoint_of, load_frozen
+from trainer.run import RunDir, load_frozen
 from trainer.tracking.closing import closing
 from trainer.tracking.report import REPORT
 
@@ -86,8 +87,8 @@ def make_ready(config: Config, run: RunDir, world_size: int) -> Config:
     corpus = open_corpus(prepared.corpus, prepared.rows)
     config.task.baselines(corpus)
     config.model.verify(config.task.objective, corpus.vocabulary, config.sequence_length)
-    if config.init.run:
-        refuse_other_tokens(config.init.run, corpus)
+    if config.resume.overwrite or not run.holds_run:
+        refuse_unfitting(config, corpus)
     if config.resume.overwrite:
         run.clear()
     config = dataclasses.replace(config, fingerprint=prepared.fingerprint, resume=dataclasses.replace(config.resume, overwrite=False))
@@ -107,17 +108,6 @@ def make_ready(config: Config, run: RunDir, world_size: int) -> Config:
     verb = "resuming" if resumes else "training"
     console.print(f"{verb} [bold]{config.name}[/] in {run.path}: {config.strategy.name} on {world_size} process{'es' * (world_size > 1)}")
     return config
-
-
-def refuse_other_tokens(source: str, corpus: Corpus) -> None:
-    """Raise ConfigError where another run's weights were trained on other tokens: shapes may agree while ids mean other words."""
-    checkpoint = checkpoint_of(source)
-    theirs = Path(RunDir(checkpoint.parent.parent).placement.get("corpus", "")) / "tokenizer" / "tokenizer.json"
-    ours = corpus.tokenizer_path / "tokenizer.json"
-    if theirs.is_file() and ours.is_file() and theirs.read_bytes() != ours.read_bytes():
-        raise ConfigError(
-            f"init.run: {source} was trained with another tokenizer; use that one: tokenizer=pretrained tokenizer.path={theirs.parent}"
-        )
 
 
 def existing(path: str) -> RunDir:

@@ -68,6 +68,11 @@ def open_one(folder: Path, world: World) -> Opened:
     return Opened(folder, manifest["step"], manifest["state"], Reader(folder, manifest))
 
 
+def shapes_in(folder: Path) -> dict[str, Shape]:
+    """Parameters of a checkpoint and their shapes; nothing but the manifest is read. Raises CheckpointError where it is damaged."""
+    return {piece["name"]: tuple(piece["shape"]) for piece in _manifest(folder)["pieces"] if piece["kind"] == "parameter"}
+
+
 def _verified(folder: Path, world: World) -> tuple[dict[str, Any] | None, str]:
     """The manifest where everything is as it was written, else why not; agreed on by all ranks, which share the checksums out."""
     manifest, complaint = None, ""

@@ -39,3 +39,10 @@ class Model(Choice, group="model"):
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
         """The model with the head of an objective (`causal`, `masked`, `pretraining`), fp32, on the CPU, from the default generator."""
         raise NotImplementedError
+
+    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+        """The same model without values, on the meta device: names and shapes."""
+        import torch
+
+        with torch.device("meta"):
+            return self.build(objective, vocabulary, sequence_length)

@@ -61,6 +61,15 @@ class Pretrained(Model):
         model: PreTrainedModel = self._load(_head(objective)[0].from_pretrained, dtype=torch.float32)
         return model
 
+    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+        import torch
+        from transformers import AutoConfig
+
+        config = self._load(AutoConfig.from_pretrained)
+        with torch.device("meta"):
+            model: PreTrainedModel = _head(objective)[0].from_config(config, trust_remote_code=self.trust_remote_code)
+            return model
+
     def _load(self, loader: Any, **options: Any) -> Any:
         """Call a transformers loader, turning its failures into one sentence on what was looked for where."""
         local = Path(self.path).is_dir()
