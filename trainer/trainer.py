@@ -9,6 +9,7 @@ What happens at a step is a visible line of `Training.loop`; there are no callba
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import json
