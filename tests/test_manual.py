@@ -40,7 +40,7 @@ def test_types_allowed_values_and_the_role_are_said(printed) -> None:
 
 def test_words_narrow(printed) -> None:
     group = printed("optim")
-    assert "optim=muon" in group and "optim=adamw" in group and "optim.lr=" in group and "model" not in group
+    assert "optim=muon" in group and "optim=adamw" in group and "optim.lr=" in group and "model=" not in group
     choice = printed("optim=muon")
     assert "optim.momentum=0.95" in choice and "optim.lr=" in choice and "optim=adamw" not in choice
     assert printed("schedule.warmup").count("=") == 1 and "schedule.warmup=0.05" in printed("warmup")
