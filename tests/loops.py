@@ -32,6 +32,7 @@ def ready(folder: Path, texts: Path, *words: str, name: str = "run", world: int 
     shape = ["data=text", f"data.path={texts}/*.txt", "tokenizer.vocab_size=300", "sequence_length=32", "global_batch=8", "log_every=1"]
     kept = ["strategy=single" if world == 1 else "strategy=ddp", "tracking.wandb=off", "tracking.ledger=true", "optim.lr=1e-3"]
     given = {word.split("=")[0] for word in words}
+    given |= {"data.path"} if "data" in given else set()
     defaults = [word for word in (*shape, *kept, "steps=6", "micro_batch=4", *sizes) if word.split("=")[0] not in given]
     if "epochs" in given:
         defaults.remove("steps=6")

@@ -17,7 +17,6 @@ from trainer import compose
 from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
 from trainer.data.vocabularies import backend
-from trainer.evaluation import evaluate
 from trainer.front_door import make_ready
 from trainer.run import RunDir, load_frozen
 from trainer.streams import seed_all
@@ -109,8 +108,9 @@ def evaluations(world, path: str, sizes: list[int]) -> list[dict]:
     here = training(world, path)
     found = []
     for size in sizes:
-        here.held_out.total = size
-        found.append(evaluate(here.placement, here.task, here.corpus, here.held_out, world.device))
+        (held_out,) = here.held_outs
+        held_out.loaders[""].total = size
+        found.append(held_out.figures(world.device))
     return found
 
 

@@ -10,8 +10,6 @@ import pytest
 from tests.distributed import run_distributed
 from tests.loops import BERT, ready, single, training, write_texts
 from trainer.distributed import World
-from trainer.evaluation import evaluate
-from trainer.strategies import Placement
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +78,9 @@ def test_c03_the_optimizer_takes_the_rate_of_its_batch(tmp_path: Path, texts: Pa
 
 
 def held_out_figures(world: World, path: str, samples: int) -> dict[str, Any]:
-    here = training(world, path)
-    placement: Placement = here.placement
-    here.held_out.total = samples
-    return evaluate(placement, here.task, here.corpus, here.held_out, world.device)
+    (held_out,) = training(world, path).held_outs
+    held_out.loaders[""].total = samples
+    return held_out.figures(world.device)
 
 
 def test_c05_uneven_evaluation_ends_where_every_forward_is_collective(tmp_path: Path, texts: Path) -> None:

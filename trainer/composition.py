@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -36,7 +36,8 @@ def compose_tree(overrides: Iterable[str]) -> DictConfig:
     """The composition before it becomes objects: what `--cfg job` prints."""
     words = list(overrides)
     parsed = parse(words)
-    words = [_whole(word, override) for word, override in zip(words, parsed, strict=True)]
+    free = free_fields()
+    words = [_added(_whole(word, override), override, free) for word, override in zip(words, parsed, strict=True)]
     for override in parsed:
         group = override.key_or_group
         if group in GROUPS and override.value() is None and not override.is_delete():
@@ -59,6 +60,22 @@ def _whole(word: str, override: Override) -> str:
     if override.key_or_group in _WHOLE and isinstance(value, float) and value.is_integer():
         return f"{word.split('=', 1)[0]}={int(value)}"
     return word
+
+
+def _added(word: str, override: Override, free: Iterable[str]) -> str:
+    """The word, marked as one that may add its key where it lies in a dictionary that is free: `evals.books.path=…`."""
+    key = override.key_or_group
+    inside = any(key == name or key.startswith(f"{name}.") for name in free)
+    marked = override.is_add() or override.is_force_add() or override.is_delete()
+    return f"++{word}" if inside and not marked else word
+
+
+def free_fields() -> list[str]:
+    """Dotted keys of the fields, of Config and of every choice, that are dictionaries with keys of the user's own."""
+    load_choices(launchers=True)
+    holders: list[tuple[str, type]] = [("", Config)]
+    holders += [(f"{group}.", cls) for group, members in choices.groups().items() for cls in members.values()]
+    return [prefix + name for prefix, cls in holders for name, hint in get_type_hints(cls).items() if get_origin(hint) is dict]
 
 
 def to_config(tree: DictConfig) -> Config:

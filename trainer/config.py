@@ -16,7 +16,9 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 
 from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement
-from trainer.data.sources import Source
+from trainer.data.evals import EvalSet, eval_sets
+from trainer.data.mixture import leaves
+from trainer.data.sources import Data
 from trainer.data.tokenizers import Tokenizer
 from trainer.models import Model
 from trainer.optim import Optim
@@ -70,11 +72,12 @@ class Config:
     init: Init = identity(default_factory=Init)
     recompute: Recompute = placement(default_factory=Recompute)
     fingerprint: str | None = identity(None, help="of the prepared data; filled in by prepare")
+    evals: dict[str, Any] = placement(default_factory=dict, help="sets beside the held-out part: evals.NAME.{source, every, its options}")
 
     model: Model = MISSING
     tokenizer: Tokenizer = MISSING
     task: Task = MISSING
-    data: Source = MISSING
+    data: Data = MISSING
     optim: Optim = MISSING
     schedule: Schedule = MISSING
     strategy: Strategy = MISSING
@@ -87,6 +90,13 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def eval_sets(self) -> list[EvalSet]:
+        """What is evaluated on beside the held-out part. Raises ConfigError."""
+        # A mixture's sources have figures of their own, and so have the terms of the objective.
+        taken = {name for name, *_ in leaves(self.data)} | {name.split(".")[0] for name, *_ in leaves(self.data)} | set(self.task.terms)
+        return eval_sets(self.evals, taken)
 
     @property
     def run_dir(self) -> Path:
@@ -138,6 +148,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"recompute.keep: {keep}; allowed: {', '.join(RECOMPUTE_KEEPS)}")
     if keep and every is None:
         raise ConfigError(f"recompute.keep: {keep} without recompute.every; set recompute.every=1 too")
+    # In full: what was frozen stays, should a default ever change.
+    config.evals = {one.name: one.in_full() for one in config.eval_sets}
     config.task.compatible(config.model)
     refuse_unsupported(config)
 

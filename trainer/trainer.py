@@ -13,7 +13,6 @@ import contextlib
 import functools
 import gc
 import json
-import math
 import time
 from collections.abc import Mapping
 from enum import Enum
@@ -26,10 +25,10 @@ from trainer.checkpoint.store import prune, save
 from trainer.choices import ConfigError
 from trainer.config import Config, digest
 from trainer.data.corpus import open_corpus
-from trainer.data.loading import Loader, Step
+from trainer.data.loading import Loader, Step, budget
 from trainer.data.order import Order
 from trainer.distributed import World
-from trainer.evaluation import evaluate, held_out_loader
+from trainer.evaluation import HeldOut, held_outs
 from trainer.export import export
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_peak, work_of
@@ -61,16 +60,6 @@ def objective(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float], 
     return functools.reduce(torch.Tensor.add, shares)
 
 
-def budget(config: Config, rows: int, row_tokens: int) -> int:
-    """The budget in positions (rows consumed). rows, row_tokens: of the training table."""
-    if config.steps is not None:
-        return config.steps * config.global_batch
-    if config.epochs is not None:
-        return max(1, round(config.epochs * rows))
-    assert config.tokens is not None
-    return math.ceil(config.tokens * rows / row_tokens)
-
-
 class Training:
     """A run on this rank."""
 
@@ -84,7 +73,6 @@ class Training:
         self.spans: dict[int, tuple[int, int]] = {}  # positions of the steps since the last log line
         self.last: dict[str, Any] = {}
         self.evaluated: dict[str, Any] = {}
-        self.evaluated_at = -1
         self._build()
         self._resume()
 
@@ -109,8 +97,8 @@ class Training:
         self.loader = Loader(
             task=self.task,
             split=split,
-            order=Order(config.seed, len(split.rows)),
-            total=budget(config, len(split.rows), split.rows.tokens_total),
+            order=split.order(config.seed),
+            total=budget(config, split),
             global_batch=config.global_batch,
             micro_batch=self.micro_batch,
             data_rank=self.placement.data_rank,
@@ -119,7 +107,7 @@ class Training:
             pin=world.device.type == "cuda",
         )
         self.steps = len(self.loader)
-        self.held_out = held_out_loader(self.task, self.corpus, config.seed, self.micro_batch, self.placement, config.data.workers)
+        self.held_outs = held_outs(config, self.run, self.corpus, self.task, self.micro_batch, self.placement)
         self._prove()
 
     def _prove(self) -> None:
@@ -183,7 +171,7 @@ class Training:
                     if not self._log():
                         return Outcome.halted
                     self._save()
-                    self._event("stop", reason=self.stop.reason)
+                    self._event("stop", reason=self.stop.reason, **self.loader.passes(self.position))
                     return Outcome.stopped
                 with meter.waiting():
                     step = next(data)
@@ -202,8 +190,9 @@ class Training:
                 # Nothing is saved that has not been looked at: a checkpoint behind a step that halts the run would hide it.
                 if (self._due(config.log_every) or saving) and not self._log():
                     return Outcome.halted
-                if config.eval_every and self._due(config.eval_every):
-                    self._evaluate()
+                for held_out in self.held_outs:
+                    if held_out.every and self._due(held_out.every):
+                        self._evaluate(held_out)
                 if saving:
                     self._save()
         return Outcome.finished
@@ -218,7 +207,8 @@ class Training:
         if self.config.tracking.ledger:  # type: ignore[attr-defined]
             folder = self.run / "ledger"
             folder.mkdir(exist_ok=True)
-            line = {"step": self.step, "attempt": self.world.attempt, "start": step.start, "stop": step.stop, "rows": step.mine}
+            rows = self.loader.split.rows.named(step.mine)
+            line = {"step": self.step, "attempt": self.world.attempt, "start": step.start, "stop": step.stop, "rows": rows}
             with (folder / f"rank-{self.world.rank:05d}.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -235,19 +225,21 @@ class Training:
         self.trackers.log(self.step, {key: value for key, value in self.last.items() if key not in ("step", "applied")})
         dropped = [figures["step"] for figures in steps if not figures["applied"]]
         for number in dropped:
-            rows, epochs = self.loader.order.at(*self.spans[number])
+            rows, _ = self.loader.order.at(*self.spans[number])
             policy = self.config.survival.nan  # type: ignore[attr-defined]
-            self._event("nan", at=number, policy=policy.value, rows=rows.tolist(), epoch=int(epochs[0]))
+            passes = self.loader.passes(self.spans[number][0])
+            self._event("nan", at=number, policy=policy.value, rows=self.loader.split.rows.named(rows), **passes)
         self.spans.clear()
         return not (dropped and self.config.survival.nan is NanPolicy.halt)  # type: ignore[attr-defined]
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, held_out: HeldOut) -> None:
         with self.meter.paused(), self._averaged():
-            self.evaluated = evaluate(self.placement, self.task, self.corpus, self.held_out, self.world.device)
-            self.evaluated_at = self.step
-            if self.config.tracking.samples:  # type: ignore[attr-defined]
+            figures = held_out.figures(self.world.device)
+            if self.config.tracking.samples and not held_out.name:  # type: ignore[attr-defined]
                 self.trackers.samples(self.step, samples(self.placement, self.corpus, self.config, self.world))
-        self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in self.evaluated.items()})
+        held_out.evaluated_at = self.step
+        self.evaluated |= figures
+        self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in figures.items()})
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """What is evaluated and exported are the moving averages of the weights, where they are kept and asked for."""
@@ -277,19 +269,22 @@ class Training:
 
     def finish(self) -> None:
         """After the budget: the last evaluation, checkpoint, `model/` and summary."""
-        if self.evaluated_at != self.step:
-            self._evaluate()
+        for held_out in self.held_outs:
+            if held_out.evaluated_at != self.step:
+                self._evaluate(held_out)
         self._save()
         with self._averaged():
             export(self.placement, self.corpus, self.run / "model", self.world)
         if not self.world.leads:
             return
-        self._event("finish")
+        passes = self.loader.passes(self.position)
+        self._event("finish", **passes)
         figures = summary.write(
             self.run.path,
             **(
                 self.evaluated
                 | self.task.baselines(self.corpus)
+                | passes
                 | {"samples": self.position, "loss": self.last.get("loss"), "digest": digest(self.config)}
                 | {"world_size": self.world.size, "strategy": self.config.strategy.name}
             ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.corpus import Corpus
+from trainer.data.evals import EvalSet
 from trainer.data.prepare import open_corpus, prepare
 from trainer.data.sources import Document, OnError, Source, Text
 from trainer.data.tokenizers import Tokenizer, Train
@@ -25,6 +26,7 @@ class Settings:
     sequence_length: int = 32
     seed: int = 0
     fingerprint: str | None = None
+    eval_sets: list[EvalSet] = field(default_factory=list)
 
 
 def prepared(data: Source, **settings: Any) -> Corpus:

@@ -19,8 +19,9 @@ from tests.data.corpora import Settings, decoded, files_of, prepared, text_sourc
 from trainer.choices import ConfigError
 from trainer.data import pipeline
 from trainer.data.baselines import best_neighbours, neighbour_accuracy
+from trainer.data.cache import cache_root
 from trainer.data.corpus import Corpus, open_corpus
-from trainer.data.prepare import cache_root, prepare
+from trainer.data.prepare import prepare
 from trainer.data.tokenizers import Train
 from trainer.tasks.mlm_nsp import MaskedLMWithNextSentence
 

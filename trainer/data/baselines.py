@@ -66,6 +66,10 @@ def best_neighbours(corpus: Corpus, size: int, table: int = _TABLE) -> tuple[NDA
 
 def _blocks(corpus: Corpus, split: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
     """Consecutive tokens [n + 1], and of each neighbouring pair whether it lies in one document [n]."""
+    if corpus.members:
+        for member in corpus.members.values():
+            yield from _blocks(member, split)
+        return
     stream, documents = corpus.tokens(split), corpus.documents(split)
     for start in range(0, len(stream) - 1, _BLOCK):
         count = min(_BLOCK, len(stream) - 1 - start)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.choices import ConfigError
-from trainer.data.rows import META, Rows, map_column
+from trainer.data.order import Order, Ordering
+from trainer.data.rows import META, Rows, Table, map_column
 from trainer.data.vocabularies import Special, load_special
 from trainer.models import Vocabulary
 
@@ -24,6 +26,15 @@ __all__ = ["Corpus", "Special", "Split", "TokenStream", "open_corpus", "shard_na
 
 def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.bin"
+
+
+class Tokens(Protocol):
+    """All tokens of a split, one after the other."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        """A copy of `length` tokens from `start` on."""
 
 
 class TokenStream:
@@ -58,20 +69,37 @@ class TokenStream:
 class Split:
     """One split as a task reads it. documents [D + 1], sentences [S + 1] or None: offsets into tokens, the end included."""
 
-    tokens: TokenStream
+    tokens: Tokens
     documents: NDArray[np.int64]
     sentences: NDArray[np.int64] | None
-    rows: Rows
+    rows: Table
     special: Special
     seed: int
     sequence_length: int
 
+    @property
+    def epoch_tokens(self) -> Fraction:
+        """Tokens of as many samples as there are rows."""
+        return Fraction(self.rows.tokens_total)
+
+    def sentence_starts(self, start: int, length: int) -> NDArray[np.int64]:
+        """Where sentences start in a stretch of tokens, counted from its first; none where they are not kept."""
+        if self.sentences is None:
+            return np.zeros(0, np.int64)
+        first, last = np.searchsorted(self.sentences, (start, start + length))
+        return np.asarray(self.sentences[first:last]) - start
+
+    def order(self, seed: int) -> Ordering:
+        """In which order its rows are trained on."""
+        return Order(seed, len(self.rows))
+
 
 class Corpus:
-    """A prepared corpus. rows: the folder of its row tables; None while they are being written."""
+    """A prepared corpus. rows: the folder of its row tables; None while they are being written. members: in a mixture, its sources."""
 
     def __init__(self, path: Path | str, rows: Path | str | None = None):
         self.path = Path(path)
+        self.members: dict[str, Corpus] = {}
         self.rows_path = Path(rows) if rows is not None else None
         try:
             self.meta: dict[str, Any] = json.loads((self.path / META).read_text())
@@ -99,7 +127,11 @@ class Corpus:
         special = self.special
         return Vocabulary(special.size, special.bos, special.eos, special.pad)
 
-    def tokens(self, split: str) -> TokenStream:
+    def named(self) -> dict[str, Corpus]:
+        """Itself as "", and in a mixture each source by its name."""
+        return {"": self}
+
+    def tokens(self, split: str) -> Tokens:
         """The token stream of a split."""
         return TokenStream(self.path / split, self.meta["splits"][split]["stream"], self.meta["dtype"], self.meta["shard_tokens"])
 
@@ -128,6 +160,10 @@ class Corpus:
 def open_corpus(corpus: Path | str, rows: Path | str, config: Config | None = None) -> Corpus:
     """What prepare made. Raises ConfigError where it is gone, or where it is not what the configuration was frozen with."""
     opened = Corpus(corpus, rows)
+    if "sources" in opened.meta:
+        from trainer.data.mixed import MixedCorpus
+
+        opened = MixedCorpus(corpus)
     if config is not None and config.fingerprint not in (None, opened.fingerprint):
         raise ConfigError(
             f"fingerprint: {config.fingerprint} was frozen, but {rows} holds {opened.fingerprint}; prepare again with `trainer prepare …`"

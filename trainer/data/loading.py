@@ -6,18 +6,23 @@ is lost to nobody: a checkpoint counts what the loop consumed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.corpus import Split
 from trainer.data.deal import Deal, deal
-from trainer.data.order import Order
+from trainer.data.order import Ordering
 from trainer.tasks import Batch, Pick, Task
+
+if TYPE_CHECKING:
+    from trainer.config import Config
 
 # A thread is handed work for at least so many rows: handing over costs as much as reading some of them.
 _ROWS_A_TASK = 32
@@ -45,13 +50,24 @@ class Step:
         return self.stop - self.start
 
 
+def budget(config: Config, split: Split) -> int:
+    """The positions (samples) that a run consumes."""
+    rows = len(split.rows)
+    if config.steps is not None:
+        return config.steps * config.global_batch
+    if config.epochs is not None:
+        return max(1, round(config.epochs * rows))
+    assert config.tokens is not None
+    return math.ceil(config.tokens * rows / split.epoch_tokens)
+
+
 @dataclass
 class Loader:
     """Steps over `total` positions, `global_batch` at a time; the last one may be short."""
 
     task: Task
     split: Split
-    order: Order
+    order: Ordering
     total: int
     global_batch: int
     micro_batch: int
@@ -62,6 +78,11 @@ class Loader:
 
     def __len__(self) -> int:
         return -(-self.total // self.global_batch)
+
+    def passes(self, position: int) -> dict[str, float]:
+        """How often the rows have been gone through before a position: `passes`, in a mixture `passes_<source>` of each."""
+        shares = self.order.passes(position)
+        return {f"passes_{name}".removesuffix("_"): round(share, 4) for name, share in shares.items()}
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps from position `start` on, in order."""

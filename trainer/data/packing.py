@@ -32,6 +32,7 @@ def pack_causal(documents: Ints, sequence_length: int, writer: RowWriter) -> Non
     documents: [D + 1] offsets, the last that of the closing separator. A piece of n positions reads n + 1 tokens: each but the first is
     the target of the one before. So every token of the stream is a target once, the separator that ends a document included.
     """
+    writer.offsets = (0,)
     end = int(documents[-1])
     for low in range(0, end, _ROWS * sequence_length):
         high = min(low + _ROWS * sequence_length, end)
@@ -50,6 +51,7 @@ def pack_pairs(documents: Ints, sentences: Ints, sequence_length: int, probabili
     documents [D + 1], sentences [S + 1]: offsets, ends included. About half of the pairs have B taken from another document, and their
     own continuation is put back to start the next pair (Devlin et al. 2018). Targets: mlm, the tokens to mask at `probability`; nsp.
     """
+    writer.offsets = (0, 2)
     maker = _Pairs(documents, sentences, sequence_length - 3, seed)
     if sequence_length < 8:
         raise ConfigError(f"sequence_length: {sequence_length}; a pair and its three special tokens need at least 8")
@@ -65,6 +67,7 @@ def pack_documents(documents: Ints, sequence_length: int, probability: float, wr
 
     documents: [D + 1] offsets, the end included. Targets: mlm, the tokens to mask at `probability`.
     """
+    writer.offsets = (0,)
     if sequence_length < 3:
         raise ConfigError(f"sequence_length: {sequence_length}; a text and its two special tokens need at least 3")
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
-
-from trainer.data.sources import SPLITS
 
 _LINE_SECONDS = 5.0
 _SLOW_SECONDS = 1.0
@@ -70,17 +69,26 @@ class Reporter:
         finally:
             timer.cancel()
 
-    def closing(self, corpus: dict[str, Any], rows: dict[str, Any], path: Path, anew: bool) -> None:
-        """What there is now: a table where something was made, a line where all was found."""
+    def mixture(self, shares: Mapping[str, Fraction], trains: bool) -> None:
+        """The share of each source. trains: whether a tokenizer is trained on the mixture."""
+        self.line("mixture: " + ", ".join(f"{name} {float(share):.4g}" for name, share in shares.items()))
+        if trains:
+            self.line("the tokenizer is trained on text in these shares: other weights, other tokens; tokenizer=pretrained keeps them")
+
+    def closing(self, name: str, wanted: Sequence[str], corpus: dict[str, Any], rows: dict[str, Any], path: Path, anew: bool) -> None:
+        """What there is now: a table where something was made, a line where all was found.
+
+        name: of the source, "" where it is the only one. wanted: its splits.
+        """
         splits = corpus["splits"]
         if not anew:
-            parts = [f"{split} {splits[split]['tokens']:,} tokens in {rows['splits'][split]['rows']:,} rows" for split in SPLITS]
-            self.line(f"data: {', '.join(parts)} (prepared before)")
+            parts = [f"{split} {splits[split]['tokens']:,} tokens in {rows['splits'][split]['rows']:,} rows" for split in wanted]
+            self.line(f"{name or 'data'}: {', '.join(parts)} (prepared before)")
             return
-        table = Table("", "documents", "bytes", "tokens", "bytes per token", "rows", title=None)
+        table = Table(name, "documents", "bytes", "tokens", "bytes per token", "rows", title=None)
         for column in table.columns[1:]:
             column.justify = "right"
-        for split in SPLITS:
+        for split in wanted:
             found = splits[split]
             ratio = found["bytes"] / max(1, found["tokens"])
             table.add_row(

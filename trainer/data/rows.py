@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,38 @@ def map_column(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=shape))
 
 
+class Column(Protocol):
+    """A value of every row."""
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The values of rows [n], or of one."""
+
+
+class Table(Protocol):
+    """The rows of a split: of one table (Rows), or of several behind one face (mixed.py).
+
+    lengths: real tokens. targets: by term. tokens_total: of all rows. offsets: the columns of a piece that are offsets into the tokens,
+    where its writer has said so.
+    """
+
+    @property
+    def lengths(self) -> Column: ...
+    @property
+    def targets(self) -> Mapping[str, Column]: ...
+    @property
+    def tokens_total(self) -> int: ...
+    @property
+    def offsets(self) -> Sequence[int] | None: ...
+
+    def __len__(self) -> int: ...
+
+    def pieces(self, row: int) -> NDArray[np.int64]:
+        """The pieces of a row: [n, K]."""
+
+    def named(self, rows: Iterable[int]) -> list[int] | list[str]:
+        """Rows as a ledger or an event shows them."""
+
+
 class Rows:
     """A row table on disk. Opening it costs the same at any size; what is read of it is paged in by the system."""
 
@@ -37,6 +70,7 @@ class Rows:
         meta = json.loads((self.path / META).read_text())
         self.tokens_total: int = meta["tokens"]
         self.targets_total: dict[str, int] = meta["targets"]
+        self.offsets: list[int] | None = meta["offsets"]
         rows = meta["rows"]
         self.lengths = map_column(self.path / "lengths.bin", np.int32, (rows,))
         self.targets = {term: map_column(self.path / f"targets-{term}.bin", np.int32, (rows,)) for term in meta["targets"]}
@@ -50,12 +84,20 @@ class Rows:
         """The pieces of a row: [n, K]."""
         return np.asarray(self._pieces[self._pointers[row] : self._pointers[row + 1]])
 
+    def named(self, rows: Iterable[int]) -> list[int]:
+        """Rows as a ledger or an event shows them: their numbers."""
+        return list(map(int, rows))
+
 
 class RowWriter:
-    """Appends rows to a new table; `close` makes it readable."""
+    """Appends rows to a new table; `close` makes it readable.
+
+    offsets: the columns of a piece that are offsets into the tokens; only with them can the table be part of a mixture.
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self.offsets: Sequence[int] | None = None
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / META).unlink(missing_ok=True)
         self._files: dict[str, BinaryIO] = {}
@@ -93,5 +135,6 @@ class RowWriter:
             stream.flush()
             os.fsync(stream.fileno())
             stream.close()
-        meta = {"rows": self._rows, "pieces": self._pieces, "columns": self._columns, "tokens": self._tokens, "targets": self._targets}
-        write_json(self.path / META, meta)
+        sizes = {"rows": self._rows, "pieces": self._pieces, "columns": self._columns, "tokens": self._tokens}
+        offsets = None if self.offsets is None else list(self.offsets)
+        write_json(self.path / META, {**sizes, "targets": self._targets, "offsets": offsets})

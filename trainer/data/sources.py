@@ -57,21 +57,30 @@ class Listing:
 
 
 @dataclass
-class Source(Choice, group="data"):
-    """Text, cut into documents, parted into training and held out."""
+class Data(Choice, group="data"):
+    """What a run is trained on: a source, or a mixture of them (mixture.py)."""
 
-    held_out: float = identity(0.05, help="share that is held out, where no split is given")
-    on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with what is broken: a line that is not UTF-8, not JSON …")
     workers: int = placement(2, help="threads that read and collate ahead of the step")
     processes: int | None = placement(None, help="processes that tokenize; default: one a core")
 
     def check(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"data.held_out: {self.held_out}; a share between 0 and 1, e.g. 0.05")
         if self.workers < 0:
             raise ConfigError(f"data.workers: {self.workers}; 0 (read in the loop) or more")
         if self.processes is not None and self.processes < 1:
             raise ConfigError(f"data.processes: {self.processes}; 1 or more")
+
+
+@dataclass
+class Source(Data):
+    """Text, cut into documents, parted into training and held out."""
+
+    held_out: float = identity(0.05, help="share that is held out, where no split is given")
+    on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with what is broken: a line that is not UTF-8, not JSON …")
+
+    def check(self) -> None:
+        super().check()
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"data.held_out: {self.held_out}; a share between 0 and 1, e.g. 0.05")
 
     def listing(self) -> Listing:
         """The files, sorted. Raises ConfigError where there are none."""
@@ -122,7 +131,7 @@ class Files(Source):
         if self.path is not None and any(given):
             raise ConfigError("data.path and data.train|data.eval: both given; data.path is one corpus, the others are splits of your own")
         if self.path is None and not any(given):
-            raise ConfigError("data.path: missing; data={self.name} needs data.path=FILES, or data.train=FILES and data.eval=FILES")
+            raise ConfigError(f"data.path: missing; data={self.name} needs data.path=FILES, or data.train=FILES and data.eval=FILES")
         if self.path is None and not all(given):
             have, lacks = ("train", "eval") if self.train is not None else ("eval", "train")
             raise ConfigError(

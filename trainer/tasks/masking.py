@@ -112,9 +112,8 @@ class Draft:
         """Text of the split at a place of the row."""
         self.tokens[at : at + length] = split.tokens.read(start, length)
         self.maskable[at : at + length] = True
-        if self.words and split.sentences is not None:
-            first, last = np.searchsorted(split.sentences, (start, start + length))
-            self.begins[at + np.asarray(split.sentences[first:last]) - start] = True
+        if self.words:
+            self.begins[at + split.sentence_starts(start, length)] = True
 
 
 def corrupt(tokens: Ints, chosen: Ints, key: int, special: Special) -> Ints:

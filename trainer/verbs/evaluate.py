@@ -39,13 +39,13 @@ def run(words: list[str]) -> int:
 
 
 def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
-    """Figures of `model/` on the held-out split of the run's own data, by the code that the training loop uses."""
+    """Figures of `model/` on the held-out split of the run's own data and on its named sets, by the code that the training loop uses."""
     import torch
     import transformers
 
     from trainer.data.corpus import open_corpus
     from trainer.distributed import World
-    from trainer.evaluation import evaluate, held_out_loader
+    from trainer.evaluation import held_outs
     from trainer.models.pretrained import Pretrained
     from trainer.run import load_frozen
     from trainer.strategies.single import Single
@@ -63,8 +63,8 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     config.model = Pretrained(path=str(run / "model"))
     config.strategy = Single()
     placement = config.strategy.place(config.task.module(config, corpus), config.optim.build, config, world)
-    loader = held_out_loader(config.task, corpus, config.seed, int(resolved["micro_batch"]), placement, config.data.workers)
-    return evaluate(placement, config.task, corpus, loader, on)
+    found = held_outs(config, run, corpus, config.task, int(resolved["micro_batch"]), placement)
+    return {key: value for held_out in found for key, value in held_out.figures(on).items()}
 
 
 def _print(figures: dict[str, Any], recorded: dict[str, Any]) -> None:
