@@ -45,6 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("corpus", "books"):
         (path / name).mkdir()
         write_texts(path / name)
+    posts = [{"id": number, "body": file.read_text()} for number, file in enumerate(sorted((path / "corpus").iterdir()))]
+    (path / "posts.jsonl").write_text("".join(f"{json.dumps(post)}\n" for post in posts))
     for example in EXAMPLES:
         if example.file:
             (path / example.file).parent.mkdir(parents=True, exist_ok=True)
