@@ -111,6 +111,7 @@ def make_corpus(
     meta = {
         "fingerprint": key,
         "text": planned.fingerprint,
+        "source": planned.about,
         "dtype": dtype,
         "shard_tokens": SHARD_TOKENS,
         "sentences": config.task.sentences,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import ConfigError, choice, identity
-from trainer.data.sources import Files, SourceFile
+from trainer.data.sources import EVAL, SPLITS, TRAIN, Files, Listing, Source, SourceFile
 
 if TYPE_CHECKING:
     from trainer.data.segments import Format
@@ -18,16 +18,8 @@ class Columns:
 
     text: Any = identity(None, help="column of the text, or a list of them, also dotted paths; default: text, or the only one with text")
 
-
-@dataclass
-class RecordFiles(Files):
-    """Files of records: one document a record."""
-
-    columns: Columns = identity(default_factory=Columns)
-
-    def check(self) -> None:
-        super().check()
-        value = self.columns.text
+    def __post_init__(self) -> None:
+        value = self.text
         entries = value if isinstance(value, (list, tuple)) else [value]
         if value is not None and (not entries or not all(isinstance(entry, str) and entry for entry in entries)):
             raise ConfigError(f"data.columns.text: {value!r}; the name of a column, or a list of them: 'data.columns.text=[title,body]'")
@@ -35,8 +27,14 @@ class RecordFiles(Files):
     @property
     def wanted(self) -> list[str] | None:
         """The columns that were asked for."""
-        value = self.columns.text
-        return None if value is None else [value] if isinstance(value, str) else list(value)
+        return None if self.text is None else [self.text] if isinstance(self.text, str) else list(self.text)
+
+
+@dataclass
+class RecordFiles(Files):
+    """Files of records: one document a record."""
+
+    columns: Columns = identity(default_factory=Columns)
 
 
 @choice
@@ -51,7 +49,7 @@ class Jsonl(RecordFiles):
         from trainer.data.columns import json_columns
         from trainer.data.json_files import JsonRecords
 
-        return JsonRecords(tuple(json_columns(files, self.wanted)))
+        return JsonRecords(tuple(json_columns(files, self.columns.wanted)))
 
 
 @choice
@@ -75,7 +73,7 @@ class Csv(RecordFiles):
         from trainer.data.columns import csv_columns
         from trainer.data.csv_files import CsvRecords
 
-        return CsvRecords(tuple(csv_columns(files, self.wanted, self.delimiter, self.quote)), self.delimiter, self.quote)
+        return CsvRecords(tuple(csv_columns(files, self.columns.wanted, self.delimiter, self.quote)), self.delimiter, self.quote)
 
 
 @choice
@@ -101,7 +99,7 @@ class Parquet(RecordFiles):
         from trainer.data.arrow_files import ParquetRecords
         from trainer.data.columns import arrow_columns
 
-        return ParquetRecords(tuple(arrow_columns(files, self.wanted, ParquetRecords())))
+        return ParquetRecords(tuple(arrow_columns(files, self.columns.wanted, ParquetRecords())))
 
 
 @choice
@@ -116,4 +114,43 @@ class Arrow(RecordFiles):
         from trainer.data.arrow_files import ArrowRecords
         from trainer.data.columns import arrow_columns
 
-        return ArrowRecords(tuple(arrow_columns(files, self.wanted, ArrowRecords())))
+        return ArrowRecords(tuple(arrow_columns(files, self.columns.wanted, ArrowRecords())))
+
+
+@choice
+class Hub(Source):
+    """A data set of the Hugging Face hub, or a folder that `datasets` loads: one document a record."""
+
+    name: str = "hub"
+    path: str = identity("", help="hub id such as HuggingFaceFW/fineweb-edu, or a folder that save_to_disk wrote or that holds data files")
+    config: str | None = identity(None, help="configuration of the data set, where it has several")
+    revision: str | None = identity(None, help="branch, tag or commit; the commit that it means is recorded with the data")
+    train: str = identity("train", help="split to train on")
+    eval: str | None = identity(None, help="split to hold out; default: a part of data.train, cut by us")
+    columns: Columns = identity(default_factory=Columns)
+
+    def check(self) -> None:
+        super().check()
+        if not self.path:
+            raise ConfigError("data.path: missing; data=hub needs data.path=OWNER/NAME or a folder")
+        for key in SPLITS:
+            value = getattr(self, key)
+            if value is not None and (not value or set(value) & set("[]+:%")):
+                raise ConfigError(f"data.{key}: {value!r}; the name of one whole split, e.g. {'validation' if key == EVAL else 'train'}")
+        if self.eval == self.train:
+            raise ConfigError(f"data.eval: {self.eval!r} is data.train too; leave data.eval out to have a part of it held out")
+
+    def listing(self) -> Listing:
+        from trainer.data.hub import find_dataset
+
+        found = find_dataset(self.path, self.config, self.revision, [self.train, *([self.eval] if self.eval else [])])
+        files = [SourceFile(path, TRAIN if self.eval else None) for path in found.splits[self.train]]
+        files += [SourceFile(path, EVAL) for path in found.splits.get(self.eval or "", [])]
+        about = {"path": self.path, "revision": found.revision} if found.revision else {}
+        return Listing(files, f"data.path={self.path}", kind="arrow", about=about)
+
+    def layout(self, files: list[SourceFile]) -> Format:
+        from trainer.data.arrow_files import ArrowRecords
+        from trainer.data.columns import arrow_columns
+
+        return ArrowRecords(tuple(arrow_columns(files, self.columns.wanted, ArrowRecords())))

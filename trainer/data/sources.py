@@ -48,12 +48,14 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a source, in order, all of a kind. dropped: reason → files left out. where: the key to name when nothing is left."""
+    """The files of a source, in order, all of a kind. where: the key to name when nothing is left. dropped: reason → files left out.
+    about: where it comes from, to be recorded with the data."""
 
     files: list[SourceFile]
     where: str
     dropped: dict[str, int] = dataclasses.field(default_factory=dict)
     kind: str = "text"
+    about: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass

@@ -24,6 +24,7 @@ class Plan:
     """A source ready to be read: its files without the empty and the repeated, how it is parted, and the fingerprint of all that.
 
     prefixes: hash of each file's first bytes. size: decompressed bytes. dropped: reason → count. where: the key to name in an error.
+    about: where the source comes from.
     """
 
     files: list[SourceFile]
@@ -34,6 +35,7 @@ class Plan:
     dropped: dict[str, int]
     where: str
     fingerprint: str
+    about: dict[str, str]
 
 
 def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint]) -> Plan:
@@ -63,7 +65,7 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint]) -> P
     }
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     size = sum(content.size for content in found)
-    return Plan(files, [content.prefix for content in found], size, layout, parting, dropped, listing.where, digest)
+    return Plan(files, [content.prefix for content in found], size, layout, parting, dropped, listing.where, digest, listing.about)
 
 
 def _part(held_out: float, layout: Format, files: list[SourceFile], contents: list[Fingerprint]) -> Parting:
