@@ -98,9 +98,9 @@ def _attempt(load: Any, path: str, config: str | None) -> Any:
             raise ConfigError(f"data.path: {path}: datasets cannot load this folder: {lines[0]}") from error
         where = f"{constants.ENDPOINT} or in the caches {constants.HF_HUB_CACHE} and {_cache()}"
         raise ConfigError(
-            f"data.path: {path!r} is no folder here, and was not found on {where}: {lines[0]}. Without a network: on a machine that has one, "
-            f"`hf download --repo-type dataset {path} --local-dir FOLDER`, copy the folder, and set data.path=FOLDER; or take another data=… "
-            "on files of your own"
+            f"data.path: {path!r} is no folder here, and was not found on {where}: {lines[0]}. Without a network: on a machine that has "
+            f"one, `hf download --repo-type dataset {path} --local-dir FOLDER`, copy the folder, and set data.path=FOLDER; or take another "
+            "data=… on files of your own"
         ) from error
 
 
