@@ -10,7 +10,7 @@ import torch
 from torch import distributed as dist
 
 from trainer.choices import find, load_choices
-from trainer.settings import BF16, FP32
+from trainer.settings import BF16, FP16, FP32
 from trainer.tasks import Batch
 
 VOCABULARY = 96
@@ -68,7 +68,7 @@ def batch(kind: str, chosen: list[np.ndarray]) -> Batch:
 
 def config(precision: str = "fp32") -> Any:
     """The part of a Config that placing reads."""
-    return SimpleNamespace(precision={"fp32": FP32, "bf16": BF16}[precision]())
+    return SimpleNamespace(precision={"fp32": FP32, "bf16": BF16, "fp16": FP16}[precision]())
 
 
 def place(strategy: str, kind: str, world: Any, optim: Any = None, precision: str = "fp32", **model: Any) -> Any:

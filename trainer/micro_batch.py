@@ -83,7 +83,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
             batch = step.micro_batches[0].to(device)
 
             def once() -> None:
-                placement.accumulate(objective(placement.module(batch), config.task.terms, step.targets), last=True)  # noqa: B023
+                placement.accumulate(objective(placement.module(batch), config.task.weights, step.targets), last=True)  # noqa: B023
                 placement.finish(0.0, config.optim.max_norm)
 
             once()

@@ -38,6 +38,17 @@ class BF16(Precision):
         return "bfloat16"
 
 
+@choice
+class FP16(Precision):
+    """fp16 products by autocast, the loss scaled dynamically; fp32 master weights, moments and reductions."""
+
+    name: str = "fp16"
+
+    @property
+    def autocast(self) -> str | None:
+        return "float16"
+
+
 class Device(Choice, group="device", role="placement"):
     """What the ranks run on."""
 

@@ -118,7 +118,7 @@ class Training:
 
         def backward(scale: float) -> None:
             losses = self.placement.module(batch)
-            self.placement.accumulate(objective(losses, self.task.terms, rehearsal.targets) * scale, last=True)
+            self.placement.accumulate(objective(losses, self.task.weights, rehearsal.targets) * scale, last=True)
 
         proof = prove(self.placement, backward, self.world)
         if self.world.leads:
@@ -144,7 +144,7 @@ class Training:
             self.placement.load_parameters(open_one(checkpoint_of(config.init.run), world).read)
         events = self.run.events()
         self.meter = Meter(
-            self.task.terms,
+            self.task.weights,
             config.log_every,
             world,
             work=self.work,
@@ -163,7 +163,7 @@ class Training:
 
     def loop(self) -> Outcome:
         """Train to the budget, or to an agreed stop, or to a halt."""
-        config, placement, meter = self.config, self.placement, self.meter
+        config, placement, meter, weights = self.config, self.placement, self.meter, self.task.weights
         data = self.loader.steps(self.position)
         with no_garbage_collection():
             while self.step < self.steps:
@@ -180,7 +180,7 @@ class Training:
                     batch = batch.to(self.world.device)
                     seed_all(config.seed, "step", self.step, number, placement.data_rank)
                     losses = placement.module(batch)
-                    placement.accumulate(objective(losses, self.task.terms, step.targets), last=number == len(step.micro_batches) - 1)
+                    placement.accumulate(objective(losses, weights, step.targets), last=number == len(step.micro_batches) - 1)
                     meter.add(losses, step.targets, batch)
                 norm, applied = placement.finish(config.schedule.factor(self.step, self.steps), config.optim.max_norm)
 

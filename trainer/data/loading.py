@@ -127,6 +127,8 @@ class Loader:
             epochs=epochs,
             mine=[int(rows[index]) for hand in hands for index in hand],
             micro_batches=micro_batches,
-            targets={term: int(np.asarray(counts[rows], dtype=np.int64).sum()) for term, counts in self.split.rows.targets.items()},
+            targets=self.task.counted(
+                {term: int(np.asarray(counts[rows], dtype=np.int64).sum()) for term, counts in self.split.rows.targets.items()}
+            ),
             tokens=int(lengths.sum(dtype=np.int64)),
         )

@@ -22,13 +22,30 @@ def loss_sum(logits: Tensor, targets: Tensor, vocabulary_size: int) -> Tensor:
     return F.cross_entropy(logits[:, :vocabulary_size].float(), targets, reduction="sum")
 
 
+def vocabulary_sums(term: str, logits: Tensor, targets: Tensor, vocabulary_size: int, regularized: bool) -> dict[str, Tensor]:
+    """Sums over targets: the cross-entropy, under the name `term`, and with `regularized` what `trainer.tasks.regularizing` weighs."""
+    if not regularized:
+        return {term: loss_sum(logits, targets, vocabulary_size)}
+    logits = logits[:, :vocabulary_size].float()
+    normalizers = logits.logsumexp(dim=-1)
+    return {
+        term: (normalizers - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)).sum(),
+        f"{term}_smoothing": (normalizers - logits.mean(dim=-1)).sum(),
+        f"{term}_z": normalizers.square().sum(),
+    }
+
+
 class LanguageModule(nn.Module):
-    """A language model over packed rows. notice: a line for people on how documents are kept apart; empty where that is known."""
+    """A language model over packed rows. notice: a line for people on how documents are kept apart; empty where that is known.
+
+    regularized: in training the sums for label smoothing and z-loss are wanted too.
+    """
 
     causal: ClassVar[bool]
 
-    def __init__(self, model: PreTrainedModel, vocabulary_size: int):
+    def __init__(self, model: PreTrainedModel, vocabulary_size: int, regularized: bool = False):
         super().__init__()
+        self.regularized = regularized
         self.layout, self.notice = layout_of(model, self.causal)
         self.model = model
         self.vocabulary_size = vocabulary_size
@@ -46,7 +63,7 @@ class CausalModule(LanguageModule):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         everywhere = batch.targets["clm"] == batch.inputs["input_ids"].shape[1]
         logits = self.logits(batch, None if everywhere else batch.inputs["clm_index"])
-        return {"clm": loss_sum(logits, batch.inputs["clm_targets"], self.vocabulary_size)}
+        return vocabulary_sums("clm", logits, batch.inputs["clm_targets"], self.vocabulary_size, self.regularized and self.training)
 
 
 class MaskedModule(LanguageModule):
@@ -57,7 +74,7 @@ class MaskedModule(LanguageModule):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         targets = batch.inputs["mlm_targets"]
         logits = self.logits(batch, batch.inputs["mlm_index"])
-        sums = {"mlm": loss_sum(logits, targets, self.vocabulary_size)}
+        sums = vocabulary_sums("mlm", logits, targets, self.vocabulary_size, self.regularized and self.training)
         if not self.training:
             sums["mlm_right"] = (logits[:, : self.vocabulary_size].argmax(-1) == targets).sum()
         return sums
@@ -66,8 +83,9 @@ class MaskedModule(LanguageModule):
 class PretrainingModule(nn.Module):
     """BERT's two objectives over packed pairs: the vocabulary head on masked rows only, the next-sentence head on each pair's first row."""
 
-    def __init__(self, model: PreTrainedModel, vocabulary_size: int):
+    def __init__(self, model: PreTrainedModel, vocabulary_size: int, regularized: bool = False):
         super().__init__()
+        self.regularized = regularized
         use_packed_attention(model)
         self.model = model
         self.vocabulary_size = vocabulary_size
@@ -75,10 +93,8 @@ class PretrainingModule(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         masked, relation = self._logits(batch)
         inputs = batch.inputs
-        sums = {
-            "mlm": loss_sum(masked, inputs["mlm_targets"], self.vocabulary_size),
-            "nsp": loss_sum(relation, inputs["nsp_targets"], 2),
-        }
+        sums = vocabulary_sums("mlm", masked, inputs["mlm_targets"], self.vocabulary_size, self.regularized and self.training)
+        sums["nsp"] = loss_sum(relation, inputs["nsp_targets"], 2)
         if not self.training:
             sums["mlm_right"] = (masked[:, : self.vocabulary_size].argmax(-1) == inputs["mlm_targets"]).sum()
             sums["nsp_right"] = (relation.argmax(-1) == inputs["nsp_targets"]).sum()

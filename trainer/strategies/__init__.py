@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import Choice
@@ -52,6 +52,10 @@ class Placement:
     def accumulate(self, loss: torch.Tensor, last: bool) -> None:
         """Backward of one micro-batch. loss: this rank's share of the global objective; the engine's mean over ranks is undone here."""
         raise NotImplementedError
+
+    def unscaled(self) -> AbstractContextManager[None]:
+        """Backward passes inside are of the loss itself, where they would be of a scaled one (fp16), which can overflow."""
+        return nullcontext()
 
     def finish(self, lr_factor: float, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Clip, step every group at its base rate × lr_factor, clear gradients.

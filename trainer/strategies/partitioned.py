@@ -15,6 +15,7 @@ from trainer import averaging
 from trainer.checkpoint.boxes import boxes_of_range
 from trainer.checkpoint.pieces import Piece
 from trainer.strategies import Placement
+from trainer.strategies.loss_scale import LossScale
 from trainer.strategies.tables import table
 from trainer.strategies.torch_driven import is_count, prime, require_skipping, set_counts
 
@@ -36,11 +37,27 @@ class Partitioned(Placement):
         self.device = world.device
         self.data_rank, self.data_size = world.rank, world.size
         self.updates = 0
+        fp16 = engine.torch_autocast_enabled() and engine.torch_autocast_dtype() is torch.float16
+        # DeepSpeed scales a loss by what it is told, but under autocast it does not look for the scale itself.
+        self.loss_scale = LossScale(torch.device("cpu")) if fp16 else None
         require_skipping(self.zero.optimizer)
         prime(self.zero.optimizer)
         self.zero._lazy_init_hp_params_optimizer_state()
+        self._tell_scale()
 
     # A step.
+
+    def _tell_scale(self) -> None:
+        if self.loss_scale is not None:
+            self.zero.loss_scale = float(self.loss_scale.value)
+
+    @contextmanager
+    def unscaled(self) -> Iterator[None]:
+        self.zero.loss_scale = 1.0
+        try:
+            yield
+        finally:
+            self._tell_scale()
 
     def accumulate(self, loss: Tensor, last: bool) -> None:
         # The engine averages over the ranks; a rank's loss is its share of a sum. scale_wrt_gas would divide once more.
@@ -54,11 +71,14 @@ class Partitioned(Placement):
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), dtype=torch.float32, device=self.device)
         applied = not self.zero.overflow
         self.updates += applied
+        if self.loss_scale is not None:
+            self.loss_scale.update(torch.tensor(float(applied)))
+            self._tell_scale()
         return norm, torch.tensor(float(applied), device=self.device)
 
     def discard(self) -> Tensor:
         self.zero.finalize_gradient_accumulation_boundary()
-        norm = self.zero.scaled_global_norm()
+        norm = self.zero.scaled_global_norm() / self.zero.loss_scale
         self.zero.zero_grad(set_to_none=True)
         for group in self.zero.averaged_gradients:
             self.zero.averaged_gradients[group] = self.zero.all_grad_tensors[group] = None
@@ -103,12 +123,15 @@ class Partitioned(Placement):
                     at += box.size
 
     def scalars(self) -> dict[str, int]:
-        return {"optimizer_step": self.updates}
+        return {"optimizer_step": self.updates} | (self.loss_scale.scalars() if self.loss_scale is not None else {})
 
     def load(self, read: Read) -> None:
         self._read(read, moments=True)
         self.updates = read.scalars["optimizer_step"]
         set_counts(self.zero.optimizer, self.updates)
+        if self.loss_scale is not None:
+            self.loss_scale.load(read.scalars)
+            self._tell_scale()
 
     def load_parameters(self, read: Read) -> None:
         self._read(read, moments=False)

@@ -67,11 +67,12 @@ def prove(placement: Placement, run_backward: Callable[[float], None], world: Wo
 def _backward(placement: Placement, run_backward: Callable[[float], None], scale: float) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     # The same draws of dropout on every rank and in both passes.
     seed_all(0, "proof")
-    run_backward(scale)
-    gradients = {name: gradient.detach().clone() for name, gradient in placement.gradients()}
-    shares = placement.shares()
-    table = [{**row, "share": shares.get(row["kind"], 0)} for row in placement.state_table()]
-    placement.discard()
+    with placement.unscaled():
+        run_backward(scale)
+        gradients = {name: gradient.detach().clone() for name, gradient in placement.gradients()}
+        shares = placement.shares()
+        table = [{**row, "share": shares.get(row["kind"], 0)} for row in placement.state_table()]
+        placement.discard()
     return gradients, table
 
 

@@ -45,4 +45,4 @@ class Averaged(Replicated):
             self.ddp.reducer.prepare_for_forward()
             self.ddp.reducer.prepare_for_backward([])
         # DDP averages over the ranks; a rank's loss is its share of a sum.
-        (loss * self.data_size).backward()
+        self.scaled(loss * self.data_size).backward()

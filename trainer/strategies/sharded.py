@@ -44,7 +44,7 @@ class Sharded(TorchPlacement):
 
     def accumulate(self, loss: Tensor, last: bool) -> None:
         # Every backward reduces: the sum over micro-batches is kept sharded, which is what this strategy is for. It averages.
-        (loss * self.data_size).backward()
+        self.scaled(loss * self.data_size).backward()
 
     def norm(self) -> Tensor:
         # Of local rows, then one all-reduce; torch's own over DTensors reduces the norm of each parameter by itself.

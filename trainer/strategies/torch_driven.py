@@ -18,6 +18,7 @@ from trainer import averaging
 from trainer.checkpoint.boxes import Box, whole
 from trainer.checkpoint.pieces import Piece
 from trainer.strategies import Placement
+from trainer.strategies.loss_scale import LossScale
 from trainer.strategies.tables import table
 
 if TYPE_CHECKING:
@@ -35,19 +36,22 @@ class Called(nn.Module):
         super().__init__()
         self.inner = inner
         self._device_type = device.type
-        self._dtype = getattr(torch, autocast) if autocast else None
+        self.dtype: torch.dtype | None = getattr(torch, autocast) if autocast else None
         self._around = around
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        autocast = torch.autocast(self._device_type, dtype=self._dtype) if self._dtype is not None else nullcontext()
+        autocast = torch.autocast(self._device_type, dtype=self.dtype) if self.dtype is not None else nullcontext()
         with self._around(), autocast:
             return self.inner(*inputs, **named)
 
 
 class TorchPlacement(Placement):
-    """State in a torch optimizer over whole parameters. named: the parameters as the optimizer holds them, by their unwrapped names."""
+    """State in a torch optimizer over whole parameters. named: the parameters as the optimizer holds them, by their unwrapped names.
 
-    def __init__(self, module: nn.Module, named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, world: World):
+    A module that computes in fp16 is trained on a scaled loss; every `accumulate` passes its loss through `scaled`.
+    """
+
+    def __init__(self, module: Called, named: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, world: World):
         require_skipping(optimizer)
         self.module = module
         self.named = named
@@ -55,6 +59,8 @@ class TorchPlacement(Placement):
         self.data_rank, self.data_size = world.rank, world.size
         # Updates applied, counted on the device.
         self.updates = torch.zeros((), dtype=torch.int64, device=world.device)
+        self.loss_scale = LossScale(world.device) if module.dtype is torch.float16 else None
+        self._was_scaled = False
         prime(optimizer)
 
     # What of a parameter this rank holds, and what of it this rank writes to checkpoints.
@@ -74,26 +80,52 @@ class TorchPlacement(Placement):
     # A step.
 
     def accumulate(self, loss: Tensor, last: bool) -> None:
-        loss.backward()
+        self.scaled(loss).backward()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What backward is called on."""
+        self._was_scaled = True
+        return loss if self.loss_scale is None else loss * self.loss_scale.value
+
+    @contextmanager
+    def unscaled(self) -> Iterator[None]:
+        kept, self.loss_scale = self.loss_scale, None
+        try:
+            yield
+        finally:
+            self.loss_scale = kept
+
+    def true_norm(self) -> Tensor:
+        """Norm of the gradients of the loss itself."""
+        return self.norm() if self.loss_scale is None else self.norm() / self.loss_scale.value
 
     def norm(self) -> Tensor:
         """Norm of all accumulated gradients together, over all ranks: a scalar on the device."""
         return nn.utils.get_total_norm([parameter.grad for _, parameter in self.named if parameter.grad is not None])
 
     def finish(self, lr_factor: float, max_norm: float | None) -> tuple[Tensor, Tensor]:
-        norm = self.norm()
+        if self.loss_scale is not None and not self._was_scaled:
+            raise TypeError(
+                f"{type(self).__name__}.accumulate must call backward on self.scaled(loss), or precision=fp16 trains on nothing"
+            )
+        norm = self.true_norm()
         # NaN and infinity alike are not below infinity.
         applied = (norm < math.inf).float()
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * lr_factor
         scale = None if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
+        if self.loss_scale is not None:
+            # Unscaled before it is clipped: the norm above is of the unscaled gradients.
+            scale = self.loss_scale.value.clone() if scale is None else scale * self.loss_scale.value
         step(self.optimizer, 1.0 - applied, scale)
+        if self.loss_scale is not None:
+            self.loss_scale.update(applied)
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += applied.long()
         return norm, applied
 
     def discard(self) -> Tensor:
-        norm = self.norm()
+        norm = self.true_norm()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -118,11 +150,13 @@ class TorchPlacement(Placement):
                     yield Piece(name, kind, tuple(tensor.shape), owned, values)
 
     def scalars(self) -> dict[str, int]:
-        return {"optimizer_step": int(self.updates)}
+        return {"optimizer_step": int(self.updates)} | (self.loss_scale.scalars() if self.loss_scale is not None else {})
 
     def load(self, read: Read) -> None:
         self._read(read, moments=True)
         self.updates.fill_(read.scalars["optimizer_step"])
+        if self.loss_scale is not None:
+            self.loss_scale.load(read.scalars)
         set_counts(self.optimizer, read.scalars["optimizer_step"])
 
     def load_parameters(self, read: Read) -> None:

@@ -63,6 +63,15 @@ class Task(Choice, group="task"):
     sentences: ClassVar[bool] = False
     tokenizer_kind: ClassVar[str] = "bpe"
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """term → weight in the training objective: those of `terms`, and what this task's options add."""
+        return dict(self.terms)
+
+    def counted(self, targets: dict[str, int]) -> dict[str, int]:
+        """term → number of targets, for every term of `weights`. targets: those of `terms`, as the rows have them."""
+        return targets
+
     def compatible(self, model: Model) -> None:
         """Raise ConfigError where the model has no head for this objective."""
         from trainer.choices import ConfigError

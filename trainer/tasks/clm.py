@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from trainer.choices import choice
-from trainer.tasks import Batch, Pick, Task
+from trainer.tasks import Batch, Pick
+from trainer.tasks.regularizing import Regularizing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 
 @choice
-class CausalLM(Task):
+class CausalLM(Regularizing):
     """Next-token prediction over packed documents (GPT)."""
 
     name: str = "clm"
 
     terms: ClassVar[dict[str, float]] = {"clm": 1.0}
+    vocabulary_term: ClassVar[str] = "clm"
     objective: ClassVar[str] = "causal"
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
@@ -63,7 +65,7 @@ class CausalLM(Task):
         from trainer.models.heads import CausalModule
 
         vocabulary = corpus.vocabulary
-        return CausalModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size)
+        return CausalModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         held_out = corpus.meta["splits"]["eval"]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from trainer.choices import ConfigError, identity
 from trainer.streams import hash_array, mix, uniform
-from trainer.tasks import Batch, Pick, Task
+from trainer.tasks import Batch, Pick
+from trainer.tasks.regularizing import Regularizing
 
 if TYPE_CHECKING:
     from trainer.data.corpus import Corpus, Special, Split
@@ -20,18 +21,20 @@ Ints = NDArray[np.int64]
 
 
 @dataclass
-class Masking(Task):
+class Masking(Regularizing):
     """A task whose `mlm` targets are hidden tokens. Rows are of sentences without separators between documents."""
 
     probability: float = identity(0.15, help="share of tokens that are targets")
     whole_word: bool = identity(False, help="mask all pieces of a word together")
 
+    vocabulary_term: ClassVar[str] = "mlm"
     sentences: ClassVar[bool] = True
     tokenizer_kind: ClassVar[str] = "wordpiece"
     # What of a row has a value for every token.
     sequences: ClassVar[tuple[str, ...]] = ("input_ids", "position_ids")
 
     def check(self) -> None:
+        super().check()
         if not 0 < self.probability < 1:
             raise ConfigError(f"task.probability: {self.probability}; a share between 0 and 1, e.g. 0.15")
 

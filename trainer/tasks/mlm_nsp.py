@@ -61,7 +61,7 @@ class MaskedLMWithNextSentence(Masking):
         from trainer.models.heads import PretrainingModule
 
         vocabulary = corpus.vocabulary
-        return PretrainingModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size)
+        return PretrainingModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         nsp = sums["nsp_right"] / targets["nsp"]

@@ -141,6 +141,8 @@ def _comparison(title: str, rows: list[tuple[str, float]], note: str, form: Any,
 def charts(trained: list[dict[str, Any]], evaluated: list[dict[str, Any]], summary: dict[str, Any], marks: list[int]) -> list[Chart]:
     """The curves that there are figures for."""
     terms = sorted({key for line in trained for key in line if key.endswith("_loss") and not key.startswith("eval_")})
+    # The z-loss is no loss in nats, and would flatten the others.
+    terms = [term for term in terms if not term.endswith("_z_loss")]
     loss = _curves(trained, "loss", "training", smoothed=True) + _curves(evaluated, "eval_loss", "held out", "second", points=True)
     found = [Chart("Loss", "the objective, nats; faint: each logged step, bold: their running mean", loss, marks=marks)]
     if len(terms) > 1:
