@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainer.data.duplicates import find_repeated
 from trainer.data.fingerprints import fingerprint
 from trainer.data.reading import Parting, splits, units
 from trainer.data.segments import Segment
@@ -92,3 +93,25 @@ def test_equal_documents_lie_on_one_side(tmp_path):
     assert len(sides) == 19
     assert all(len(side) == 1 for side in sides.values())
     assert {side for found in sides.values() for side in found} == {TRAIN, EVAL}
+
+
+@given(draw=st.data(), unit_bytes=st.sampled_from([30, 64, 1000]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_first_of_equal_documents_is_kept_also_where_they_are_long(scratch, draw, unit_bytes):
+    texts = draw.draw(st.lists(st.sampled_from(["a", "b " * 30, "c" * 90, "d " * 100, "e"]), max_size=25))
+    scratch.write_text("\n".join(texts))
+    layout = TextFormat(Document.line)
+
+    def read_units():
+        return units([SourceFile(str(scratch))], layout, Parting(1 << 63), [0], unit_bytes)
+
+    repeated = find_repeated(read_units(), layout, lambda size: None)
+    kept: list[str] = []
+    for unit in map(repeated.mark, read_units()):
+        for segment in unit.segments:
+            for _, text in splits(layout.documents(segment), segment, 1 << 63):
+                if segment.opens:
+                    kept.append("")
+                kept[-1] += text.decode()
+    assert kept == list(dict.fromkeys(texts))
+    assert repeated.count == len(texts) - len(kept)

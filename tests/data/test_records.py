@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.corpora import decoded, prepared
+from tests.data.corpora import decoded, files_of, prepared
 from trainer.choices import ConfigError
 from trainer.data import json_files
 from trainer.data.json_files import JsonRecords
@@ -282,3 +282,21 @@ def test_the_result_does_not_depend_on_unit_borders(tmp_path):
         segments = list(layout.segments(0, file, unit))
         assert [text for segment in segments for text in layout.documents(segment).texts] == expected
         assert [at for segment in segments for at, text in layout.located(segment) if not isinstance(text, Flaw)] == list(range(1, 61))
+
+
+def test_repeated_documents_are_dropped_counted_and_independent_of_processes(tmp_path, monkeypatch):
+    from trainer.data import pipeline
+
+    monkeypatch.setattr(pipeline, "UNIT_BYTES", 1 << 10)
+    texts = [f"text {number % 70} " + "of many words" * (number % 5) for number in range(200)]
+    for name, part in (("a", texts[:90]), ("b", texts[90:])):
+        write_lines(tmp_path / f"{name}.jsonl", [{"text": text} for text in part])
+    found = []
+    for processes in (1, 2):
+        monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / f"cache{processes}"))
+        corpus = prepared(Jsonl(path=str(tmp_path / "*.jsonl"), processes=processes, deduplicate=True))
+        assert texts_of(corpus) == sorted(set(texts)) and corpus.meta["dropped"] == {"documents that repeat another": 130}
+        found.append(files_of(corpus.path))
+    assert found[0] == found[1]
+    again = prepared(Jsonl(path=str(tmp_path / "*.jsonl"), processes=1, deduplicate=True), tokenizer=Train(vocab_size=350))
+    assert texts_of(again) == sorted(set(texts)), "from what an earlier prepare found"

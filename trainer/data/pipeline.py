@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import queue
 import time
 from collections import deque
@@ -10,9 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from fractions import Fraction
 from math import ceil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainer.choices import ConfigError
+from trainer.data.duplicates import Repeated, find_repeated
 from trainer.data.reading import UNIT_BYTES, Unit, splits, units
 from trainer.data.segments import Flaw
 from trainer.data.shards import CorpusWriter
@@ -26,7 +32,23 @@ _COMMIT_SECONDS = 1.0
 
 def read_units(planned: Plan) -> Iterator[Unit]:
     """The units of a source."""
-    return units(planned.files, planned.layout, planned.parting, planned.prefixes, UNIT_BYTES)
+    found = units(planned.files, planned.layout, planned.parting, planned.prefixes, UNIT_BYTES)
+    return found if planned.repeated is None else map(planned.repeated.mark, found)
+
+
+def without_repeated(planned: Plan, cache: Path, advance: Callable[[int], Any]) -> Plan:
+    """The plan with its repeated documents found, or known from an earlier call."""
+    known = cache / f"{planned.fingerprint[:24]}-{UNIT_BYTES}.npy"
+    if known.exists():
+        repeated = Repeated(np.load(known, allow_pickle=False))
+    else:
+        repeated = find_repeated(read_units(planned), planned.layout, advance)
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = known.with_name(f".{known.name}.{os.getpid()}.npy")
+        np.save(aside, repeated.places)
+        aside.replace(known)
+    dropped = planned.dropped | {"documents that repeat another": repeated.count}
+    return dataclasses.replace(planned, dropped=dropped, repeated=repeated)
 
 
 def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:

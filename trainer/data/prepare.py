@@ -30,7 +30,7 @@ from trainer.data.files import refuse
 from trainer.data.fingerprints import fingerprints
 from trainer.data.making import made_once, make_corpus, make_mixture, make_rows, make_tokenizer, nothing_left
 from trainer.data.mixture import Mixture, leaves
-from trainer.data.pipeline import sample_text
+from trainer.data.pipeline import sample_text, without_repeated
 from trainer.data.remote import fetch
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META
@@ -118,6 +118,9 @@ class _Preparing:
                 contents = fingerprints([file.path for file in listing.files], self.cache / "fingerprints", cores(), advance)
             with self.report.doing("looking at documents"):
                 planned = plan(source, listing, contents)
+            if source.deduplicate:
+                with self.report.bar("looking for repeated documents", planned.size) as advance:
+                    planned = without_repeated(planned, self.cache / "repeated", advance)
             if not planned.files:
                 raise nothing_left(planned, f"{len(listing.files)} files read, 0 kept", planned.dropped)
         return Text(name, key, share, source, planned, (only,) if only else SPLITS)

@@ -73,7 +73,8 @@ def _segments(number: int, file: SourceFile, layout: Format, parting: Parting, p
 
 
 def splits(cut: Cut, segment: Segment, threshold: int) -> Iterator[tuple[str, bytes]]:
-    """The documents of a segment, each with its split."""
-    parting = Parting(threshold)
-    for text in cut.texts:
-        yield segment.split or parting.split(prefix_hash(text)), text
+    """The documents of a segment that repeat no earlier one, each with its split."""
+    parting, repeated = Parting(threshold), set(segment.repeated)
+    for index, text in enumerate(cut.texts):
+        if index not in repeated:
+            yield segment.split or parting.split(prefix_hash(text)), text

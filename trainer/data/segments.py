@@ -20,7 +20,7 @@ class Segment:
     text: in the form that its format gave it. size: bytes of the file that it stands for. offset: of its first byte in the decompressed
     file; line: its first line's number (of tables: row), from 1; lines: that of each record, where they do not follow one by one.
     split: where it goes, or None where each of its documents is to be parted by hash. opens, closes: it starts and ends with a document;
-    where not both, it is a part of one.
+    where not both, it is a part of one. repeated: which of its documents repeat an earlier one and are left out.
     """
 
     file: int
@@ -32,6 +32,7 @@ class Segment:
     closes: bool = True
     size: int = 0
     lines: list[int] | None = None
+    repeated: list[int] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:

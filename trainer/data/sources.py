@@ -78,6 +78,7 @@ class Source(Data):
 
     held_out: float = identity(0.05, help="share that is held out, where no split is given")
     on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with what is broken: a line that is not UTF-8, not JSON …")
+    deduplicate: bool = identity(False, help="keep the first of equal documents; holds about 100 bytes of memory a document while it looks")
 
     def check(self) -> None:
         super().check()

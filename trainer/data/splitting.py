@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from trainer.data.duplicates import Repeated
 from trainer.data.fingerprints import Fingerprint, prefix_hash
 from trainer.data.formats import to_plain
 from trainer.data.reading import Parting, units
@@ -24,7 +25,7 @@ class Plan:
     """A source ready to be read: its files without the empty and the repeated, how it is parted, and the fingerprint of all that.
 
     prefixes: hash of each file's first bytes. size: decompressed bytes. dropped: reason → count. where: the key to name in an error.
-    about: where the source comes from.
+    about: where the source comes from. repeated: the documents to leave out because an earlier one is the same; None: none are looked for.
     """
 
     files: list[SourceFile]
@@ -36,6 +37,7 @@ class Plan:
     where: str
     fingerprint: str
     about: dict[str, str]
+    repeated: Repeated | None = None
 
 
 def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint]) -> Plan:
@@ -60,6 +62,7 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint]) -> P
         "files": [(content.digest, file.split) for file, content in kept],
         "layout": to_plain(layout),
         "on_error": source.on_error.value,
+        "deduplicate": source.deduplicate,
         "threshold": parting.threshold,
         "place": parting.place and asdict(parting.place),
     }
