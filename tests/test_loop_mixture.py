@@ -15,6 +15,7 @@ from tests.distributed import run_distributed
 from tests.loops import BERT, ledger, lines, losses, ready, single, train, training, write_texts
 from trainer.data.corpus import open_corpus
 from trainer.run import RunDir, load_frozen
+from trainer.tracking.report import write
 from trainer.trainer import Outcome
 from trainer.verbs.evaluate import held_out
 
@@ -110,6 +111,8 @@ def test_each_source_has_figures_of_its_own_and_each_set_its_cadence(tmp_path, t
     assert summary["eval_news_bits_per_byte"] > 0 and {f"passes_{name}" for name in counts} < summary.keys()
     recomputed = held_out(RunDir(path))
     assert {key: recomputed[key] for key in recomputed} == pytest.approx({key: summary[key] for key in recomputed}, rel=1e-4)
+    page = write(path).read_text()
+    assert "Loss by source and set" in page and all(f">{name}<" in page for name in ("books", "web.en", "news"))
     # Measuring is not computing: without the sets the curve is the same, and they may come and go between a stop and a resume.
     plain = ready(tmp_path, texts["books"], *mixture, name="without")
     train(single(), plain, last=3)

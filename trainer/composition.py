@@ -99,7 +99,7 @@ def _refuse_added(node: DictConfig, prefix: str) -> None:
     fields = {field.name for field in dataclasses.fields(cls)}
     for key in map(str, node):
         if key not in fields:
-            raise ConfigError(f"{prefix}{key}: no such key; + cannot add one{_nearest_key(key, fields)}")
+            raise ConfigError(f"{prefix}{key}: no such key, and none can be added{_nearest_key(key, fields)}")
         inner = node._get_node(key)
         if isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_missing():
             _refuse_added(inner, f"{prefix}{key}.")

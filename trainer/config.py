@@ -16,8 +16,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 
 from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement
-from trainer.data.evals import EvalSet, eval_sets
-from trainer.data.mixture import leaves
+from trainer.data.evals import EvalSet, eval_sets, refuse_shared_figures
+from trainer.data.mixture import sources_of
 from trainer.data.sources import Data
 from trainer.data.tokenizers import Tokenizer
 from trainer.models import Model
@@ -94,9 +94,7 @@ class Config:
     @property
     def eval_sets(self) -> list[EvalSet]:
         """What is evaluated on beside the held-out part. Raises ConfigError."""
-        # A mixture's sources have figures of their own, and so have the terms of the objective.
-        taken = {name for name, *_ in leaves(self.data)} | {name.split(".")[0] for name, *_ in leaves(self.data)} | set(self.task.terms)
-        return eval_sets(self.evals, taken)
+        return eval_sets(self.evals)
 
     @property
     def run_dir(self) -> Path:
@@ -150,6 +148,7 @@ def check(config: Config) -> None:
         raise ConfigError(f"recompute.keep: {keep} without recompute.every; set recompute.every=1 too")
     # In full: what was frozen stays, should a default ever change.
     config.evals = {one.name: one.in_full() for one in config.eval_sets}
+    refuse_shared_figures(config.evals, sources_of(config.data), config.task.terms)
     config.task.compatible(config.model)
     refuse_unsupported(config)
 

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 
 from tests.data.corpora import Settings, prepared
 from tests.loops import write_texts
+from trainer import compose
 from trainer.choices import ConfigError
 from trainer.data import prepare as preparing
 from trainer.data.apportioning import turns, whole_parts
+from trainer.data.evals import EvalSet
 from trainer.data.loading import budget
 from trainer.data.mixture import Mixture
 from trainer.data.order import MixedOrder, Order
 from trainer.data.prepare import prepare
+from trainer.data.sources import Text
 from trainer.data.tokenizers import Pretrained, Train
 from trainer.tasks import Pick
 from trainer.tasks.clm import CausalLM
@@ -270,6 +273,37 @@ def good(**options) -> dict:
 def test_a_mixture_that_cannot_be_names_the_key_and_the_mend(sources, message):
     with pytest.raises(ConfigError, match=message):
         Mixture(sources=sources)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["evals.a.source=mixture", "evals.a.sources.b.source=stdlib", "evals.a.sources.b.weight=1"],
+            r"evals\.a\.source: mixture; give each",
+        ),
+        (["evals.a.path=x"], r"evals\.a\.source: missing; allowed: .*text"),
+        (["evals.a.source=text"], r"evals\.a\.path: missing; evals\.a\.source=text needs evals\.a\.path"),
+        (["evals.a.source=stdlib", "evals.a.every=0"], r"evals\.a\.every: 0; allowed: a number of steps from 1"),
+        (["evals.a.source=stdlib", "evals.a.evry=5"], r"evals\.a\.evry: no such option; .*did you mean 'every'"),
+        (["evals.clm.source=stdlib"], r"evals\.clm: its figure eval_clm_loss is that of the term clm of the objective already"),
+        (["evals.a.source=stdlib", "evals.a_clm.source=stdlib"], r"evals\.a_clm: its figure eval_a_clm_loss is that of evals\.a already"),
+        (
+            ["data=mixture", "data.sources.a.source=stdlib", "data.sources.a.weight=1", "evals.a.source=stdlib"],
+            r"evals\.a: its figure eval_a_loss is that of data\.sources\.a already",
+        ),
+        (["data=text", "data.path=x", "data.sources.a.weight=1"], r"data\.sources: no such key, and none can be added"),
+    ],
+)
+def test_evaluation_sets_that_cannot_be_name_the_key_and_the_mend(words, message):
+    with pytest.raises(ConfigError, match=message):
+        compose("steps=1", *words)
+
+
+def test_a_set_that_is_trained_on_is_told(folders, capsys):
+    text = Text(path=f"{folders['en']}/*.txt", processes=1)
+    prepare(Settings(text, eval_sets=[EvalSet("seen", text, None)]))  # type: ignore[arg-type]
+    assert "evals.seen: " in (out := " ".join(capsys.readouterr().out.split())) and "is in data too: trained on" in out
 
 
 def test_files_belong_to_one_source(folders, tmp_path):

@@ -5,7 +5,7 @@ evals.news.source=text evals.news.path='news/*.txt' evals.news.every=500
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,11 @@ class EvalSet:
         return in_full(self.source) | {"every": self.every}
 
 
-def eval_sets(evals: Mapping[str, Any], taken: Collection[str] = ()) -> list[EvalSet]:
-    """The sets that plain options describe. taken: names that figures of the run's own have already. Raises ConfigError."""
+def eval_sets(evals: Mapping[str, Any]) -> list[EvalSet]:
+    """The sets that plain options describe. Raises ConfigError."""
     found = []
     for name, options in evals.items():
         checked_name(name, "evals")
-        if name in taken:
-            raise ConfigError(f"evals.{name}: the figure eval_{name}_loss is the run's own already; name the set otherwise")
         source = defined(options, f"evals.{name}", own=("every",))
         if not isinstance(source, Source):
             raise ConfigError(
@@ -46,6 +44,16 @@ def eval_sets(evals: Mapping[str, Any], taken: Collection[str] = ()) -> list[Eva
             )
         found.append(EvalSet(name, source, _steps(options.get("every"), f"evals.{name}.every")))
     return found
+
+
+def refuse_shared_figures(evals: Iterable[str], sources: Mapping[str, str], terms: Iterable[str]) -> None:
+    """Raise ConfigError where two figures would have one name. sources: of a mixture: name → where it stands. terms: of the objective."""
+    owners = {"eval_loss": "the held-out part", **{f"eval_{term}_loss": f"the term {term} of the objective" for term in terms}}
+    for name, key in [*sources.items(), *((name, f"evals.{name}") for name in evals)]:
+        for figure in (f"eval_{name}_loss", *(f"eval_{name}_{term}_loss" for term in terms)):
+            if figure in owners:
+                raise ConfigError(f"{key}: its figure {figure} is that of {owners[figure]} already; give it another name")
+        owners |= dict.fromkeys((f"eval_{name}_loss", *(f"eval_{name}_{term}_loss" for term in terms)), key)
 
 
 def _steps(value: Any, key: str) -> int | None:

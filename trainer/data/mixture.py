@@ -94,3 +94,12 @@ def leaves(data: Data, key: str = "data", name: str = "", share: Fraction = Frac
     for portion in data.portions:
         inner = f"{name}.{portion.name}".removeprefix(".")
         yield from leaves(portion.data, f"{key}.sources.{portion.name}", inner, share * Fraction(portion.share, whole))
+
+
+def sources_of(data: Data, key: str = "data", name: str = "") -> dict[str, str]:
+    """Every name in a mixture, those of mixtures inside it too, and where its options stand: `web.en` → `data.sources.web.sources.en`."""
+    found: dict[str, str] = {}
+    for portion in data.portions if isinstance(data, Mixture) else []:
+        inner, where = f"{name}.{portion.name}".removeprefix("."), f"{key}.sources.{portion.name}"
+        found |= {inner: where} | sources_of(portion.data, where, inner)
+    return found

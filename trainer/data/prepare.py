@@ -89,6 +89,8 @@ class _Preparing:
         texts = [self.look(name, key, share, source) for name, key, share, source in leaves(config.data)]
         refuse_shared_files(texts)
         evals = [self.look_at_set(one) for one in config.eval_sets]
+        for line in trained_on_too(texts, evals):
+            self.report.line(f"[yellow]warning:[/] {line}")
         # What a tokenizer is trained on: the training text, in the shares of the mixture.
         (fingerprint, *more) = [text.plan.fingerprint for text in texts]
         trained_on = key_of([(str(text.share), text.plan.fingerprint) for text in texts]) if more else fingerprint
@@ -193,6 +195,16 @@ def refuse_shared_files(texts: list[Text]) -> None:
                     f"{text.key}: {file.path} is in {other.key} too; a file belongs to one source of a mixture, "
                     "or one would train on what the other holds out"
                 )
+
+
+def trained_on_too(texts: list[Text], evals: list[Text]) -> Iterator[str]:
+    """A line for each evaluation set with a file that the run is trained on: its figures tell nothing of text that was never seen."""
+    owners = {os.path.realpath(file.path): text.key for text in texts for file in text.plan.files if file.split != EVAL}
+    for one in evals:
+        shared = [file.path for file in one.plan.files if os.path.realpath(file.path) in owners]
+        if shared:
+            owner = owners[os.path.realpath(shared[0])]
+            yield f"{one.key}: {shared[0]} is in {owner} too: trained on, up to what is held out of it ({len(shared)} such files)"
 
 
 def key_of(*parts: Any) -> str:

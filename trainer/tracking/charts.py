@@ -19,11 +19,13 @@ _COLOURS = {
     "third": "#060708",
 }
 SERIES = ("first", "second", "third")
+# More curves than colours: solid, dashed, dotted.
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
 @dataclass
 class Curve:
-    """One line of a chart. points=True: marked, for figures that come seldom. faint=True: behind the others."""
+    """One line of a chart. points=True: marked, for figures that come seldom. faint=True: behind the others. dash: of `DASHES`."""
 
     label: str
     steps: Sequence[float]
@@ -31,6 +33,7 @@ class Curve:
     colour: str = "first"
     points: bool = False
     faint: bool = False
+    dash: int = 0
 
 
 @dataclass
@@ -98,6 +101,7 @@ def _draw(chart: Chart, axes: Any) -> None:
             label=None if curve.faint else curve.label,
             marker="o" if curve.points or len(curve.values) == 1 else None,
             markersize=4,
+            linestyle=DASHES[curve.dash],
             solid_capstyle="round",
             solid_joinstyle="round",
         )
@@ -134,6 +138,17 @@ def _range(chart: Chart) -> tuple[float | None, float | None]:
     low, high = min(ends), max(ends)
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return (0.0 if chart.from_zero else low - pad), high + pad
+
+
+def curves_of(
+    lines: list[dict[str, Any]], key: str, label: str, colour: str = "first", points: bool = False, smoothed: bool = False
+) -> list[Curve]:
+    """A curve, and its running mean where there are enough points for one."""
+    known = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
+    steps, values = [step for step, _ in known], [value for _, value in known]
+    if smoothed and len(values) >= 40:
+        return [Curve(label, steps, values, colour, faint=True), Curve(label, steps, smooth(values), colour)]
+    return [Curve(label, steps, values, colour, points)] if values else []
 
 
 def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:

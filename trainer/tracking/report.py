@@ -12,8 +12,9 @@ import yaml
 from trainer.atomic import write_text
 from trainer.mfu import CONVENTION
 from trainer.tracking import jsonl
-from trainer.tracking.charts import SERIES, Chart, Curve, smooth, svg
+from trainer.tracking.charts import SERIES, Chart, curves_of, svg
 from trainer.tracking.progress import duration
+from trainer.tracking.sets import curves_of_sets, figures_of_sets
 
 REPORT, SAMPLE = "report.html", "sample.txt"
 _EVENTS = 200
@@ -53,7 +54,7 @@ def page(run_dir: Path) -> dict[str, Any]:
         "subtitle": _subtitle(config, summary, starts),
         "tiles": tiles(summary, trained, evaluated, events),
         "comparisons": comparisons(summary),
-        "charts": charts(trained, evaluated, summary, [start["resumed_at"] for start in starts if start.get("resumed_at")]),
+        "charts": charts(trained, evaluated, lines, summary, [start["resumed_at"] for start in starts if start.get("resumed_at")]),
         "attempts": len(starts),
         "sample": sample.read_text(encoding="utf-8", errors="replace").strip() if sample.is_file() else "",
         "summary": [(key.removesuffix("_bytes").replace("_", " "), shown(key, value)) for key, value in summary.items()],
@@ -138,44 +139,39 @@ def _comparison(title: str, rows: list[tuple[str, float]], note: str, form: Any,
     return {"title": title, "note": note, "bars": bars}
 
 
-def charts(trained: list[dict[str, Any]], evaluated: list[dict[str, Any]], summary: dict[str, Any], marks: list[int]) -> list[Chart]:
-    """The curves that there are figures for."""
+Lines = list[dict[str, Any]]
+
+
+def charts(trained: Lines, evaluated: Lines, lines: Lines, summary: dict[str, Any], marks: list[int]) -> list[Chart]:
+    """The curves that there are figures for. lines: of metrics.jsonl; trained, evaluated: those of steps and of the held-out part."""
     terms = sorted({key for line in trained for key in line if key.endswith("_loss") and not key.startswith("eval_")})
+    sets = figures_of_sets(lines, terms)
     # The z-loss is no loss in nats, and would flatten the others.
     terms = [term for term in terms if not term.endswith("_z_loss")]
-    loss = _curves(trained, "loss", "training", smoothed=True) + _curves(evaluated, "eval_loss", "held out", "second", points=True)
+    loss = curves_of(trained, "loss", "training", smoothed=True) + curves_of(evaluated, "eval_loss", "held out", "second", points=True)
     found = [Chart("Loss", "the objective, nats; faint: each logged step, bold: their running mean", loss, marks=marks)]
     if len(terms) > 1:
-        curves = [_curves(trained, term, term.removesuffix("_loss"), colour)[0] for term, colour in zip(terms, SERIES, strict=False)]
-        found.append(Chart("Loss by term", "nats a target", curves, marks=marks))
+        parts = [curves_of(trained, term, term.removesuffix("_loss"), colour)[0] for term, colour in zip(terms, SERIES, strict=False)]
+        found.append(Chart("Loss by term", "nats a target", parts, marks=marks))
+    found.append(Chart("Loss by source and set", "held out, the objective, nats", curves_of_sets(lines, sets), marks=marks))
     levels = {kind: summary[f"{kind}_bits_per_byte"] for kind in ("gzip", "xz") if summary.get(f"{kind}_bits_per_byte")}
-    bits = _curves(evaluated, "eval_bits_per_byte", "held out", "second", points=True)
+    bits = curves_of(evaluated, "eval_bits_per_byte", "held out", "second", points=True)
     found.append(Chart("Bits per byte", "held-out text; dashed: compressors", bits, levels=levels))
     accuracies = sorted({key for line in evaluated for key in line if key.endswith("_accuracy")})
+    accuracies = [key for key in accuracies if not key.startswith(tuple(f"eval_{name}_" for name in sets))]
     shares = [
         curve
         for key, colour in zip(accuracies, SERIES, strict=False)
-        for curve in _curves(evaluated, key, key.removeprefix("eval_").removesuffix("_accuracy").replace("_", " "), colour, points=True)
+        for curve in curves_of(evaluated, key, key.removeprefix("eval_").removesuffix("_accuracy").replace("_", " "), colour, points=True)
     ]
     found.append(Chart("Accuracy", "held-out", shares, unit="share", from_zero=True))
-    speed = _curves(trained, "tokens_per_second", "tokens a second")
+    speed = curves_of(trained, "tokens_per_second", "tokens a second")
     found.append(Chart("Throughput", "tokens a second over all devices, real ones only", speed, "tokens/s", marks=marks, from_zero=True))
-    found.append(Chart("MFU", "share of the devices' bf16 peak", _curves(trained, "mfu", "MFU"), "share", marks=marks, from_zero=True))
-    norm = _curves(trained, "grad_norm", "gradient norm", smoothed=True)
+    found.append(Chart("MFU", "share of the devices' bf16 peak", curves_of(trained, "mfu", "MFU"), "share", marks=marks, from_zero=True))
+    norm = curves_of(trained, "grad_norm", "gradient norm", smoothed=True)
     found.append(Chart("Gradient norm", "before clipping", norm, marks=marks))
-    found.append(Chart("Learning rate", "as the schedule has it", _curves(trained, "learning_rate", "learning rate"), from_zero=True))
+    found.append(Chart("Learning rate", "as the schedule has it", curves_of(trained, "learning_rate", "learning rate"), from_zero=True))
     return [chart for chart in found if any(curve.values for curve in chart.curves)]
-
-
-def _curves(
-    lines: list[dict[str, Any]], key: str, label: str, colour: str = "first", points: bool = False, smoothed: bool = False
-) -> list[Curve]:
-    """A curve, and its running mean where there are enough points for one."""
-    known = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
-    steps, values = [step for step, _ in known], [value for _, value in known]
-    if smoothed and len(values) >= 40:
-        return [Curve(label, steps, values, colour, faint=True), Curve(label, steps, smooth(values), colour)]
-    return [Curve(label, steps, values, colour, points)] if values else []
 
 
 def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, str]]:
