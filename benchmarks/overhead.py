@@ -23,7 +23,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from transformers import PretrainedConfig  # noqa: E402
 
 from benchmarks import counting, records  # noqa: E402
 from benchmarks.pace import Pace, spread, take_turns  # noqa: E402
@@ -57,7 +57,7 @@ class Network(nn.Module):
     """Next to no compute, but as many parameters as make a loop over them show: tokens → logits of the next."""
 
     base_model_prefix = "body"
-    config = SimpleNamespace(hidden_size=WIDTH, num_attention_heads=1, num_hidden_layers=DEPTH)
+    config = PretrainedConfig(hidden_size=WIDTH, num_attention_heads=1, num_hidden_layers=DEPTH)
 
     def __init__(self, vocabulary: int):
         super().__init__()

@@ -51,7 +51,7 @@ class HeldOut:
 
 def held_outs(config: Config, run: RunDir, corpus: Corpus, task: Task, rows_at_once: int, placement: Placement) -> list[HeldOut]:
     """All that a run is evaluated on: the held-out part of its data, then its named sets."""
-    paths = run.placement["evals"]
+    paths = run.placement.get("evals", {})
     found = [("", corpus, config.eval_every)]
     found += [(one.name, open_corpus(**paths[one.name]), one.every or config.eval_every) for one in config.eval_sets]
     return [HeldOut(*one, task, config.seed, rows_at_once, placement, config.data.workers) for one in found]

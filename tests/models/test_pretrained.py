@@ -119,7 +119,7 @@ def test_a_padded_step_waits_for_nothing():
     layout.use_attention(model, "padded")
     module = CausalModule.__new__(CausalModule)
     torch.nn.Module.__init__(module)
-    module.layout, module.model, module.vocabulary_size = Padded(0), model, 101
+    module.layout, module.model, module.vocabulary_size, module.regularized = Padded(0), model, 101, False
     batch = batch_of(LENGTHS, torch.Generator().manual_seed(1))
     with HostSyncs() as counted:
         module(batch)["clm"].backward()

@@ -66,7 +66,7 @@ def test_terms_are_logged_and_held_out_figures_are_plain(tmp_path):
     for micro in (8, 3):
         here = training(single(), ready(tmp_path, texts, *words, f"micro_batch={micro}", name=f"micro-{micro}"))
         here.loop()
-        here._evaluate()
+        here._evaluate(here.held_outs[0])
         figures[micro] = lines(here.run.path)
         for line in figures[micro]:
             parts = 0.9 * line["clm_loss"] + 0.1 * line["clm_smoothing_loss"] + 0.01 * line["clm_z_loss"]

@@ -20,11 +20,12 @@ class OnDevice(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True
+    # Set for the time of a step, as torch's gradient scaler does.
+    found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
 
     def __init__(self, groups: Iterable[Group]):
         super().__init__(list(groups), {})
-        self.found_inf: Tensor | None = None
-        self.grad_scale: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

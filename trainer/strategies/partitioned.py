@@ -40,6 +40,8 @@ class Partitioned(Placement):
         fp16 = engine.torch_autocast_enabled() and engine.torch_autocast_dtype() is torch.float16
         # DeepSpeed scales a loss by what it is told, but under autocast it does not look for the scale itself.
         self.loss_scale = LossScale(torch.device("cpu")) if fp16 else None
+        # Its own scaler would scale once more, and divide by that on the way to the optimizer.
+        self.zero.torch_autocast_gradscaler = None
         require_skipping(self.zero.optimizer)
         prime(self.zero.optimizer)
         self.zero._lazy_init_hp_params_optimizer_state()

@@ -220,7 +220,8 @@ def step(optimizer: torch.optim.Optimizer, dropped: Tensor, scale: Tensor | None
     try:
         optimizer.step()
     finally:
-        optimizer.found_inf = optimizer.grad_scale = None  # type: ignore[attr-defined]
+        # Not None: torch's own scaler, which an engine may use, takes an attribute that is there for a tensor.
+        del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
 
 
 def prime(optimizer: torch.optim.Optimizer) -> None:
