@@ -68,12 +68,14 @@ class Denoising(Regularizing):
         read: list[Ints] = []
         written: list[Ints] = []
         counted: list[NDArray[np.bool_]] = []
+        tokens = 0
         for pick in picks:
             for number, (start, length) in enumerate(split.rows.pieces(pick.row).tolist()):
                 source, target = self.corrupted(split, mix(split.seed, "spans", pick.epoch, pick.row, number), start, length)
                 read.append(source)
                 written.append(target)
                 counted.append(np.full(len(target), pick.counted))
+                tokens += len(source) * pick.counted
         scored = np.concatenate(counted)
         targets = np.concatenate(written)
         tensors = {
@@ -84,7 +86,6 @@ class Denoising(Regularizing):
         count = int(scored.sum())
         if count < len(scored):
             tensors["denoising_index"] = torch.from_numpy(np.flatnonzero(scored))
-        tokens = int(split.rows.lengths[[pick.row for pick in picks if pick.counted]].sum())
         return Batch(tensors, tuple(map(len, read)), {"denoising": count}, tokens, decoded=tuple(map(len, written)))
 
     def corrupted(self, split: Split, key: int, start: int, length: int) -> tuple[Ints, Ints]:
