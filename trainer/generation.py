@@ -121,7 +121,7 @@ class Writer:
         """A text with every sixth token masked, and below it what the model puts there; spans of three, behind sentinels."""
         tokenizer, ids = self.tokenizer, list(ids)
         if self.infills:
-            sentinels = self._sentinels()
+            sentinels, ids = self._sentinels(), [token for token in ids if token != tokenizer.eos_token_id]
             parts = [ids[start : start + 3 * every] for start in range(0, len(ids), 3 * every)]
             short = [token for part, sentinel in zip(parts, sentinels, strict=False) for token in (*part[:-3], sentinel)]
             return f"{tokenizer.decode(short)}\n\n→ {tokenizer.decode(self._infilled(short, len(ids), 0.0, 1, 0))}"
