@@ -66,10 +66,15 @@ def unpadded(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:
     state = {}
     for name, tensor in model.state_dict().items():
         wanted = shapes[name]
-        # Only tensors with one row a vocabulary entry differ.
-        state[name] = (tensor if tensor.shape == wanted else tensor[: wanted[0]]).detach().to("cpu", torch.float32, copy=True)
+        # Only tensors with one row, or one column, a vocabulary entry differ.
+        state[name] = tensor[tuple(map(slice, wanted))].detach().to("cpu", torch.float32, copy=True)
     whole.load_state_dict(state, assign=True)
     whole.tie_weights()
+    # What is not saved is made anew where a saved model is loaded; here it would stay without values.
+    for name, buffer in model.named_buffers():
+        if name not in state:
+            owner, _, leaf = name.rpartition(".")
+            whole.get_submodule(owner).register_buffer(leaf, buffer.detach().to("cpu", copy=True), persistent=False)
     return whole.eval()
 
 

@@ -1,4 +1,4 @@
-"""What a trained model writes: a continuation of a prompt, or words in place of [MASK]."""
+"""What a trained model writes: a continuation of a prompt, words in place of [MASK], or what stands behind sentinels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.choices import ConfigError
+from trainer.data.vocabularies import sentinels_of
 from trainer.streams import seed_all
 
 if TYPE_CHECKING:
@@ -38,17 +39,56 @@ class Writer:
             and not self.model.can_generate()
         )
 
+    @property
+    def infills(self) -> bool:
+        """Whether the model writes what stands behind sentinels, instead of going on with a text."""
+        return bool(self.model.config.is_encoder_decoder)
+
     def write(self, prompt: str, max_tokens: int = 200, temperature: float = 0.8, top_k: int = 50, seed: int = 0) -> str:
         """The prompt and what the model adds: at most `max_tokens`, less where a document ends or `limit` is reached.
 
         temperature=0 takes the likeliest token each time. Raises ConfigError where the prompt leaves no room.
         """
+        if self.infills:
+            return self.infill(prompt, max_tokens, temperature, top_k, seed)
+        ids = self._ids(prompt)
+        room = min(max_tokens, self._room(ids))
+        added = self._generated(ids, room, temperature, top_k, seed)[len(ids) :]
+        return prompt + str(self.tokenizer.decode(added, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def infill(self, prompt: str, max_tokens: int = 200, temperature: float = 0.8, top_k: int = 50, seed: int = 0) -> str:
+        """The prompt of an encoder–decoder model, with what the model writes for each <extra_id_N> in its place."""
+        ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if not set(self._sentinels()).intersection(ids):
+            raise ConfigError(f"prompt: {prompt!r} has no <extra_id_0>; this model fills in spans, e.g. prompt='The <extra_id_0> is here.'")
+        return str(self.tokenizer.decode(self._infilled(ids, max_tokens, temperature, top_k, seed), clean_up_tokenization_spaces=False))
+
+    def _infilled(self, ids: list[int], max_tokens: int, temperature: float, top_k: int, seed: int) -> list[int]:
+        read = [*ids, self.tokenizer.eos_token_id]
+        self._room(read)
+        sentinels, spans, current = set(self._sentinels()), dict[int, list[int]](), -1
+        for token in self._generated(read, max_tokens, temperature, top_k, seed)[1:]:
+            if token in sentinels:
+                current = token
+            elif token == self.tokenizer.eos_token_id:
+                break
+            else:
+                spans.setdefault(current, []).append(token)
+        return [token for place in ids for token in (spans.get(place, []) if place in sentinels else [place])]
+
+    def _sentinels(self) -> tuple[int, ...]:
+        return sentinels_of(self.tokenizer.get_vocab())
+
+    def _room(self, ids: list[int]) -> int:
+        """How many more tokens the model has learned to see. Raises ConfigError where there is none."""
+        if len(ids) >= self.limit + self.infills:
+            raise ConfigError(f"prompt: {len(ids)} tokens, but the model has learned to see {self.limit} at once; give a shorter one")
+        return self.limit - len(ids)
+
+    def _generated(self, ids: list[int], most: int, temperature: float, top_k: int, seed: int) -> list[int]:
+        """Ids and at most so many tokens after them; of an encoder–decoder model, what its decoder begins with and writes."""
         import torch
 
-        ids = self._ids(prompt)
-        room = min(max_tokens, self.limit - len(ids))
-        if room < 1:
-            raise ConfigError(f"prompt: {len(ids)} tokens, but the model has learned to see {self.limit} at once; give a shorter one")
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
@@ -59,12 +99,13 @@ class Writer:
             found = self.model.generate(  # type: ignore[operator]
                 inputs,
                 attention_mask=torch.ones_like(inputs),
-                max_new_tokens=room,
+                max_new_tokens=most,
                 pad_token_id=padding,
                 eos_token_id=self.tokenizer.eos_token_id,
                 **sampling,
             )
-        return prompt + str(self.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        tokens: list[int] = found[0].tolist()
+        return tokens
 
     def fill(self, prompt: str, top: int = 5) -> list[list[Guess]]:
         """The likeliest tokens for every [MASK] of the prompt, in order. Raises ConfigError where there is none."""
@@ -77,8 +118,13 @@ class Writer:
         ]
 
     def restore(self, ids: list[int], every: int = 6) -> str:
-        """A text with every sixth token masked, and below it what the model puts there."""
+        """A text with every sixth token masked, and below it what the model puts there; spans of three, behind sentinels."""
         tokenizer, ids = self.tokenizer, list(ids)
+        if self.infills:
+            sentinels, ids = self._sentinels(), [token for token in ids if token != tokenizer.eos_token_id]
+            parts = [ids[start : start + 3 * every] for start in range(0, len(ids), 3 * every)]
+            short = [token for part, sentinel in zip(parts, sentinels, strict=False) for token in (*part[:-3], sentinel)]
+            return f"{tokenizer.decode(short)}\n\n→ {tokenizer.decode(self._infilled(short, len(ids), 0.0, 1, 0))}"
         places = range(every - 1, len(ids), every)
         hidden = [tokenizer.mask_token_id if place in places else token for place, token in enumerate(ids)]
         best = self._guesses([tokenizer.cls_token_id, *hidden, tokenizer.sep_token_id], 1)
@@ -117,6 +163,7 @@ def open_writer(path: Path, sequence_length: int | None = None) -> Writer:
     import transformers
 
     from trainer.export import load_exported
+    from trainer.models.layout import first_position
 
     # A bar for a file on the disk, and a warning of padding where there is none (generation leaves an all-true mask out).
     transformers.logging.disable_progress_bar()
@@ -124,6 +171,8 @@ def open_writer(path: Path, sequence_length: int | None = None) -> Writer:
     model = load_exported(path).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None:
+        positions -= first_position(model.config)
     # Positions that training never reached have random embeddings.
     limits = [limit for limit in (positions, sequence_length) if limit is not None]
     return Writer(model, tokenizer, min(limits, default=2048))

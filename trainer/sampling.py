@@ -42,7 +42,7 @@ def samples(placement: Placement, corpus: Corpus, config: Config, world: World) 
 
 def texts(writer: Writer, corpus: Corpus, config: Config, count: int) -> list[dict[str, str]]:
     """What a model writes, {prompt, text}: the same count of texts for the same weights, each time."""
-    if writer.fills:
+    if writer.fills or writer.infills:
         return _restored(writer, corpus, min(_RESTORED, writer.limit - 2), count)
     # Source code begins in few ways; most other text can begin anyhow.
     prompts = getattr(config.tracking, "prompts", None) or ["def " if config.data.name == "stdlib" else ""]

@@ -111,7 +111,7 @@ def test_documents_fill_rows_and_every_token_is_in_one(scratch, lengths, capacit
     documents = np.concatenate([[0], np.cumsum(lengths)])
     whole = packed(scratch / "whole", pack_documents, documents, capacity, 0.15)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_DOCUMENTS", block)
+        patch.setattr(packing, "DOCUMENTS", block)
         rows = packed(scratch / "parts", pack_documents, documents, capacity, 0.15)
     assert (scratch / "whole/pieces.bin").read_bytes() == (scratch / "parts/pieces.bin").read_bytes()
     pieces = np.concatenate([rows.pieces(row) for row in range(len(rows))])

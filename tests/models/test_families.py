@@ -32,6 +32,7 @@ COUNTS = {
     "llama_124m": ("causal", 50_257, 124), "llama_350m": ("causal", 50_257, 350), "llama_774m": ("causal", 50_257, 774),
     "llama_1b": ("causal", 50_257, 1000), "llama_7b": ("causal", 32_000, 6738),
     "roberta_base": ("masked", 50_265, 125), "roberta_large": ("masked", 50_265, 355),
+    "t5_small": ("denoising", 32_128, 60.5), "t5_base": ("denoising", 32_128, 222.9),
     "modernbert_base": ("masked", 50_368, 149), "modernbert_large": ("masked", 50_368, 395),
 }  # fmt: skip
 

@@ -125,7 +125,7 @@ class Corpus:
     @property
     def vocabulary(self) -> Vocabulary:
         special = self.special
-        return Vocabulary(special.size, special.bos, special.eos, special.pad)
+        return Vocabulary(special.size, special.bos, special.eos, special.pad, len(special.sentinels))
 
     def named(self) -> dict[str, Corpus]:
         """Itself as "", and in a mixture each source by its name."""

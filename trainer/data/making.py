@@ -24,7 +24,7 @@ from trainer.data.sources import EVAL, SPLITS, OnError
 from trainer.data.splitting import Plan
 from trainer.data.text import TextFormat
 from trainer.data.tokenizing import Job
-from trainer.data.vocabularies import load_special, load_tokenizer, save_special, special_tokens
+from trainer.data.vocabularies import add_sentinels, load_special, load_tokenizer, save_special, special_tokens
 from trainer.environment import cores
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def make_tokenizer(config: Config, sample: Callable[[int], Iterator[str]], folde
     task = config.task
     with report.doing(f"tokenizer={config.tokenizer.name}"):
         config.tokenizer.build(folder, task.tokenizer_kind, task.sentences, sample)
+        if task.sentinels:
+            add_sentinels(folder, task.sentinels)
         save_special(folder, special_tokens(load_tokenizer(folder), task.sentences))
 
 

@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 
 _ROWS = 1 << 15
 _SENTENCES = 1 << 18
-_DOCUMENTS = 1 << 16
+DOCUMENTS = 1 << 16
 _WINDOW = 4096
 # Devlin et al. 2018 make one pair in ten shorter than it could be, so that the model meets short inputs.
 _SHORT = 0.1
@@ -57,7 +57,7 @@ def pack_pairs(documents: Ints, sentences: Ints, sequence_length: int, probabili
         raise ConfigError(f"sequence_length: {sequence_length}; a pair and its three special tokens need at least 8")
     if len(documents) < 3:
         log.warning("only one document: the other half of the pairs takes its second part from elsewhere in the same document")
-    for pairs in _windows(maker.blocks()):
+    for pairs in windows(maker.blocks()):
         order, counts, lengths, masked = _fill(pairs[:, 1] + pairs[:, 3], 3, sequence_length, probability)
         writer.append(pairs[order], counts, lengths, {"mlm": masked, "nsp": counts})
 
@@ -72,16 +72,16 @@ def pack_documents(documents: Ints, sequence_length: int, probability: float, wr
         raise ConfigError(f"sequence_length: {sequence_length}; a text and its two special tokens need at least 3")
 
     def blocks() -> Iterator[Ints]:
-        for low in range(0, len(documents) - 1, _DOCUMENTS):
-            borders = split_long(np.asarray(documents[low : low + _DOCUMENTS + 1]), sequence_length - 2)
+        for low in range(0, len(documents) - 1, DOCUMENTS):
+            borders = split_long(np.asarray(documents[low : low + DOCUMENTS + 1]), sequence_length - 2)
             yield np.stack([borders[:-1], np.diff(borders)], axis=1)
 
-    for pieces in _windows(blocks()):
+    for pieces in windows(blocks()):
         order, counts, lengths, masked = _fill(pieces[:, 1], 2, sequence_length, probability)
         writer.append(pieces[order], counts, lengths, {"mlm": masked})
 
 
-def _windows(blocks: Iterator[Ints]) -> Iterator[Ints]:
+def windows(blocks: Iterator[Ints]) -> Iterator[Ints]:
     """Pieces that are packed together, so many at a time, however they came in blocks."""
     left: Ints | None = None
     for block in blocks:

@@ -96,6 +96,8 @@ class _Preparing:
         trained_on = key_of([(str(text.share), text.plan.fingerprint) for text in texts]) if more else fingerprint
         task = config.task
         self.decides = config.tokenizer.decides(task.tokenizer_kind, trained_on, task.sentences)
+        if task.sentinels:
+            self.decides["sentinels"] = task.sentinels
         self.tokenizer = self.cache / "tokenizers" / key_of(FORMAT, self.decides, task.sentences)
         self.texts = {text.name: text for text in texts}
         if more:

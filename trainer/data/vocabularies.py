@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+SENTINEL = re.compile(r"<extra_id_(\d+)>")
 # What a tokenizer consists of, in the layouts of transformers; weights are none of it.
 _MAIN_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 _FILES = (*_MAIN_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -29,7 +31,7 @@ _PATTERNS = [*_FILES, "*.model", "config.json"]
 
 @dataclass(frozen=True)
 class Special:
-    """Ids of the special tokens, the number of ids, and which tokens begin a word: bool [size]."""
+    """Ids of the special tokens, the number of ids, and which tokens begin a word: bool [size]. sentinels: stand for hidden spans."""
 
     size: int
     bos: int | None = None
@@ -38,9 +40,10 @@ class Special:
     cls: int | None = None
     sep: int | None = None
     mask: int | None = None
+    sentinels: tuple[int, ...] = ()
     starts_word: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
-    def ids(self) -> dict[str, int | None]:
+    def ids(self) -> dict[str, Any]:
         """The ids and the size, as plain values."""
         return {key: value for key, value in asdict(self).items() if key != "starts_word"}
 
@@ -190,7 +193,25 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast, sentences: bool) -> Speci
             "choose another, or add it to the tokenizer's special_tokens_map.json"
         )
     ids["pad"] = ids["eos"] if ids["pad"] is None else ids["pad"]
-    return Special(size, **ids, starts_word=words_started(vocabulary, size, tokenizer.backend_tokenizer))
+    starts = words_started(vocabulary, size, tokenizer.backend_tokenizer)
+    return Special(size, **ids, sentinels=sentinels_of(vocabulary), starts_word=starts)
+
+
+def sentinels_of(vocabulary: dict[str, int]) -> tuple[int, ...]:
+    """The ids of <extra_id_0>, <extra_id_1> …, as T5 calls them, in this order."""
+    numbered = {int(match[1]): number for token, number in vocabulary.items() if (match := SENTINEL.fullmatch(token))}
+    return tuple(numbered[number] for number in sorted(numbered))
+
+
+def add_sentinels(folder: Path, count: int) -> None:
+    """Give the tokenizer of a folder sentinels at the top of its vocabulary, unless it has some."""
+    from tokenizers import AddedToken
+
+    tokenizer = load_tokenizer(folder)
+    if not sentinels_of(tokenizer.get_vocab()):
+        added = [AddedToken(f"<extra_id_{number}>", special=True, normalized=False) for number in range(count)]
+        tokenizer.add_tokens(added, special_tokens=True)
+        tokenizer.save_pretrained(folder)
 
 
 def words_started(vocabulary: dict[str, int], size: int, tokenizer: Tokenizer) -> NDArray[np.bool_]:
@@ -240,4 +261,6 @@ def save_special(folder: Path, special: Special) -> None:
 
 def load_special(folder: Path) -> Special:
     """What save_special wrote."""
-    return Special(**json.loads((folder / "special.json").read_text()), starts_word=np.load(folder / "starts_word.npy", allow_pickle=False))
+    ids = json.loads((folder / "special.json").read_text())
+    ids["sentinels"] = tuple(ids.get("sentinels", ()))
+    return Special(**ids, starts_word=np.load(folder / "starts_word.npy", allow_pickle=False))

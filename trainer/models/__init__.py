@@ -10,17 +10,18 @@ from trainer.choices import Choice
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHOICES = ("gpt2", "llama", "bert", "roberta", "modernbert", "pretrained")
+CHOICES = ("gpt2", "llama", "bert", "roberta", "modernbert", "t5", "pretrained")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model must know of the tokenizer."""
+    """What a model must know of the tokenizer. sentinels: how many of its ids stand for hidden spans."""
 
     size: int
     bos: int | None = None
     eos: int | None = None
     pad: int | None = None
+    sentinels: int = 0
 
     @property
     def padded(self) -> int:
@@ -37,7 +38,10 @@ class Model(Choice, group="model"):
         """Raise ConfigError where this model cannot take the objective, the tokens or the length; before launch, reads no weights."""
 
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        """The model with the head of an objective (`causal`, `masked`, `pretraining`), fp32, on the CPU, from the default generator."""
+        """The model with the head of an objective, fp32, on the CPU, from the default generator.
+
+        objective: `causal`, `masked`, `pretraining` (masked and next sentence) or `denoising` (encoder and decoder).
+        """
         raise NotImplementedError
 
     def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:

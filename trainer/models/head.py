@@ -16,7 +16,7 @@ def logits_at(model: Any, rows: Tensor | None, **inputs: Any) -> Tensor:
     The model's own forward runs, so a head may transform, scale or cap as it likes; but what its body hands to it is cut to the rows,
     because the head is the most expensive layer of a small model, and a masked model scores few tokens.
     """
-    body = model.base_model
+    body = model.get_decoder() if model.config.is_encoder_decoder else model.base_model
     cut = False
 
     def keep(_: nn.Module, __: Any, output: Any) -> Any:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trainer.models.layout import layout_of
+from trainer.models.layout import layout_of, pairs_of
 from trainer.models.packed import use_packed_attention
 from trainer.tasks import Batch
 
@@ -77,6 +77,25 @@ class MaskedModule(LanguageModule):
         sums = vocabulary_sums("mlm", logits, targets, self.vocabulary_size, self.regularized and self.training)
         if not self.training:
             sums["mlm_right"] = (logits[:, : self.vocabulary_size].argmax(-1) == targets).sum()
+        return sums
+
+
+class DenoisingModule(nn.Module):
+    """An encoder–decoder model: every token that the decoder writes is a target. notice, regularized: as LanguageModule has them."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary_size: int, regularized: bool = False):
+        super().__init__()
+        self.regularized = regularized
+        self.layout, self.notice = pairs_of(model)
+        self.model = model
+        self.vocabulary_size = vocabulary_size
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        targets = batch.inputs["denoising_targets"]
+        logits = self.layout.logits(self.model, batch, batch.inputs.get("denoising_index"))
+        sums = vocabulary_sums("denoising", logits, targets, self.vocabulary_size, self.regularized and self.training)
+        if not self.training:
+            sums["denoising_right"] = (logits[:, : self.vocabulary_size].argmax(-1) == targets).sum()
         return sums
 
 

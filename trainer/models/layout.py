@@ -17,7 +17,8 @@ from trainer.choices import ConfigError
 from trainer.models import padded
 from trainer.models.head import logits_at
 from trainer.models.packed import use_attention, use_packed_attention
-from trainer.models.padded import Padded
+from trainer.models.padded import Padded, Pairs
+from trainer.tasks import Batch
 
 # By transformers' model_type: those whose causal head sees nothing ahead, and those whose masked head sees all.
 CAUSAL = frozenset({"gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "phi3", "olmo2"})
@@ -71,6 +72,33 @@ def layout_of(model: Any, causal: bool) -> tuple[Layout, str]:
             return _proven(model, inputs, causal)
     finally:
         model.train(was_training)
+
+
+def pairs_of(model: Any) -> tuple[Pairs, str]:
+    """The layout of an encoder–decoder model, set up in the model, and a line for people. Raises ConfigError as `layout_of`."""
+    config = model.config
+    ids = (getattr(config, name, None) for name in ("pad_token_id", "decoder_start_token_id"))
+    pairs, inputs = Pairs(*(number if isinstance(number, int) else 0 for number in ids)), _probe(config)
+    tokens = {"input_ids": inputs["input_ids"], "decoder_ids": inputs["input_ids"].flip(1)}
+    whole = Batch(tokens, _LENGTHS, {}, decoded=_LENGTHS[::-1])
+    reads, writes = (tokens[name].split(sizes, dim=1) for name, sizes in (("input_ids", whole.lengths), ("decoder_ids", whole.decoded)))
+    own, was_training = config._attn_implementation, model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = torch.cat([_one_pair(pairs, model, read, written) for read, written in zip(reads, writes, strict=True)])
+            for name in [padded.NAME, own] if own == "sdpa" else [own]:
+                use_attention(model, name)
+                if _apart(pairs.logits(model, whole, None), alone) <= _TOLERANCE:
+                    return pairs, f"{config.model_type}: documents are padded, for its encoder and for its decoder"
+    finally:
+        model.train(was_training)
+    raise ConfigError(f"model.path: {config.model_type}: its documents influence each other, also padded; choose another architecture")
+
+
+def _one_pair(pairs: Pairs, model: Any, read: Tensor, written: Tensor) -> Tensor:
+    batch = Batch({"input_ids": read, "decoder_ids": written}, (read.shape[1],), {}, decoded=(written.shape[1],))
+    return pairs.logits(model, batch, None)
 
 
 def _proven(model: Any, inputs: dict[str, Tensor], causal: bool) -> tuple[Layout, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trainer.models.head import logits_at
+from trainer.tasks import Batch
 
 # torch's attention with a mask that is always made: transformers' own looks whether it could be left out, and waits for the device.
 NAME = "padded"
@@ -44,6 +46,24 @@ class Padded:
         unpacked = Unpacked.of(lengths, ids.device)
         home = unpacked.home if rows is None else unpacked.home.index_select(0, rows)
         return logits_at(model, home, input_ids=unpacked.rows(ids, self.pad), attention_mask=unpacked.real.long())
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What an encoder reads and what a decoder writes of each document, side by side. start: what the decoder begins with."""
+
+    pad: int
+    start: int
+
+    def logits(self, model: nn.Module, batch: Batch, rows: Tensor | None) -> Tensor:
+        """Logits `[rows, vocabulary]` at rows of the packed tokens that the decoder writes, or at all of them."""
+        read, written = batch.inputs["input_ids"][0], batch.inputs["decoder_ids"][0]
+        source, target = (Unpacked.of(lengths, read.device) for lengths in (batch.lengths, batch.decoded))
+        # Each token is predicted from those before it; what stands behind the end of a document is seen by none of its tokens.
+        before = F.pad(target.rows(written, self.pad)[:, :-1], (1, 0), value=self.start)
+        home = target.home if rows is None else target.home.index_select(0, rows)
+        ids, real = source.rows(read, self.pad), source.real.long()
+        return logits_at(model, home, input_ids=ids, attention_mask=real, decoder_input_ids=before)
 
 
 @dataclass(frozen=True)

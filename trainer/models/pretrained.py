@@ -43,7 +43,7 @@ class Pretrained(Model):
             )
         sizes = config.get_text_config()
         rows = getattr(sizes, "vocab_size", None)
-        if rows is not None and vocabulary.size > rows:
+        if rows is not None and vocabulary.size - vocabulary.sentinels > rows:
             raise ConfigError(
                 f"tokenizer: its largest id is {vocabulary.size - 1}, but the embedding of {self.path} has {rows} rows; "
                 f"use the model's own tokenizer: tokenizer=pretrained tokenizer.path={self.path}"
@@ -59,7 +59,7 @@ class Pretrained(Model):
         import torch
 
         model: PreTrainedModel = self._load(_head(objective)[0].from_pretrained, dtype=torch.float32)
-        return model
+        return _with_sentinels(model, vocabulary)
 
     def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
         import torch
@@ -68,7 +68,7 @@ class Pretrained(Model):
         config = self._load(AutoConfig.from_pretrained)
         with torch.device("meta"):
             model: PreTrainedModel = _head(objective)[0].from_config(config, trust_remote_code=self.trust_remote_code)
-            return model
+            return _with_sentinels(model, vocabulary)
 
     def _load(self, loader: Any, **options: Any) -> Any:
         """Call a transformers loader, turning its failures into one sentence on what was looked for where."""
@@ -90,7 +90,16 @@ _HEADS = {
     "causal": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
     "masked": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING"),
     "pretraining": ("AutoModelForPreTraining", "MODEL_FOR_PRETRAINING_MAPPING"),
+    "denoising": ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
 }
+
+
+def _with_sentinels(model: PreTrainedModel, vocabulary: Vocabulary) -> PreTrainedModel:
+    """The model with rows for the sentinels that its tokenizer was given, if it has none for them; drawn as its first weights were."""
+    table: Any = model.get_input_embeddings()
+    if table.num_embeddings < vocabulary.size:
+        model.resize_token_embeddings(vocabulary.padded, mean_resizing=False)
+    return model
 
 
 def _head(objective: str) -> list[Any]:

@@ -62,6 +62,8 @@ class Task(Choice, group="task"):
     # Whether documents are kept as sentences (with their boundaries) or as one run of tokens after a separator.
     sentences: ClassVar[bool] = False
     tokenizer_kind: ClassVar[str] = "bpe"
+    # Ids that stand for hidden spans; a tokenizer that has none is given so many.
+    sentinels: ClassVar[int] = 0
 
     @property
     def weights(self) -> dict[str, float]:

@@ -174,17 +174,24 @@ def charts(trained: Lines, evaluated: Lines, lines: Lines, summary: dict[str, An
     return [chart for chart in found if any(curve.values for curve in chart.curves)]
 
 
+# Task → a prompt, what the model does with it, and the class of transformers that loads it.
+_USES = {
+    "clm": ("def ", "Let it write.", "AutoModelForCausalLM"),
+    "mlm": ("The [MASK] is here.", "Let it fill in words.", "AutoModelForMaskedLM"),
+    "mlm_nsp": ("The [MASK] is here.", "Let it fill in words.", "AutoModelForPreTraining"),
+    "denoising": ("The <extra_id_0> is here.", "Let it fill in spans.", "AutoModelForSeq2SeqLM"),
+}
+
+
 def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, str]]:
     """Commands that follow from this run."""
     run = f"run={relative(run_dir)}"
-    masked = (config.get("task") or {}).get("name", "").startswith("mlm")
-    prompt = "The [MASK] is here." if masked else "def "
-    kind = "AutoModelForPreTraining" if masked else "AutoModelForCausalLM"
+    task = (config.get("task") or {}).get("name", "")
+    prompt, does, kind = _USES.get(task, _USES["clm"])
     found = []
     has_model = (run_dir / "model").is_dir()
     if has_model:
-        text = "Let it fill in words." if masked else "Let it write."
-        found.append((text, shlex.join(["trainer", "generate", run]) + f' prompt="{prompt}"'))
+        found.append((does, shlex.join(["trainer", "generate", run]) + f' prompt="{prompt}"'))
     if summary and config.get("steps"):
         found.append(("Train longer: the command of this run, and", f"steps={2 * config['steps']} resume.extend=true"))
     layers = (config.get("model") or {}).get("layers")
