@@ -150,6 +150,8 @@ def check(config: Config) -> None:
     config.evals = {one.name: one.in_full() for one in config.eval_sets}
     refuse_shared_figures(config.evals, sources_of(config.data), config.task.terms)
     config.task.compatible(config.model)
+    for source in (*(source for *_, source in leaves(config.data)), *(one.source for one in config.eval_sets)):
+        source.suits(config.tokenizer, config.task)
     refuse_unsupported(config)
 
 

@@ -25,12 +25,14 @@ NOT_TEXT = frozenset(
 
 @dataclass(frozen=True)
 class Kind:
-    """What a source reads. suffixes: of the files that are taken from a folder; none: whatever is text. magic: how a binary file begins."""
+    """What a source reads. suffixes: of the files that are taken from a folder; none: whatever is text. binary: no text; magic: how
+    such a file begins, where it says so."""
 
     name: str
     allowed: str
     suffixes: tuple[str, ...] = ()
-    magic: tuple[bytes, ...] = ()
+    binary: bool = False
+    magic: tuple[bytes, ...] = (b"",)
 
 
 _COMPRESSED = "plain or compressed (.gz, .bz2, .xz, .zst)"
@@ -41,9 +43,11 @@ KINDS = {
         Kind("jsonl", f"JSON (.jsonl, .ndjson, .json), {_COMPRESSED}", (".jsonl", ".ndjson", ".json")),
         Kind("csv", f"CSV, {_COMPRESSED}", (".csv",)),
         Kind("tsv", f"TSV, {_COMPRESSED}", (".tsv", ".tab")),
-        Kind("parquet", "Parquet", (".parquet", ".pq"), (b"PAR1",)),
+        Kind("parquet", "Parquet", (".parquet", ".pq"), True, (b"PAR1",)),
         # An IPC file; the mark that begins each message of a stream.
-        Kind("arrow", "Arrow IPC (.arrow, .feather, .ipc)", (".arrow", ".feather", ".ipc"), (b"ARROW1", b"\xff\xff\xff\xff")),
+        Kind("arrow", "Arrow IPC (.arrow, .feather, .ipc)", (".arrow", ".feather", ".ipc"), True, (b"ARROW1", b"\xff\xff\xff\xff")),
+        Kind("nanogpt", "files of token ids (.bin)", (".bin",), True),
+        Kind("megatron", "PREFIX.bin with PREFIX.idx beside it", (".bin",), True),
     )
 }
 
@@ -120,7 +124,7 @@ def _refused(file: SourceFile, reason: str, kind: str, key: str) -> ConfigError:
 def refusal(file: SourceFile, kind: str) -> str | None:
     """Why a file cannot be read as its kind, from its name and, where it is here, its first bytes; None where it can."""
     wanted = KINDS[kind]
-    if not wanted.magic:
+    if not wanted.binary:
         suffix = os.path.splitext(bare_name(file.path))[1].lower()
         if suffix in NOT_TEXT:
             reader = next((other.name for other in KINDS.values() if suffix in other.suffixes), None)
@@ -129,7 +133,7 @@ def refusal(file: SourceFile, kind: str) -> str | None:
         return None
     if not os.path.isfile(file.path):
         return "not a regular file"
-    if wanted.magic:
+    if wanted.binary:
         with open(file.path, "rb") as binary:
             return None if binary.read(16).startswith(wanted.magic) else f"no {kind} file, from its first bytes"
     with open_text(file.path) as stream:

@@ -36,26 +36,28 @@ class Fingerprint:
     blank: bool
 
 
-def fingerprint(path: str) -> Fingerprint:
-    """Read a file and fingerprint what it holds. Compressed or not makes no difference."""
+def fingerprint(path: str, binary: bool = False) -> Fingerprint:
+    """Read a file and fingerprint what it holds. Of text, compressed or not makes no difference."""
     digest, size, head, blank = hashlib.blake2b(digest_size=16), 0, b"", True
-    with open_text(path) as stream:
+    with open(path, "rb") if binary else open_text(path) as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
             size += len(block)
             if len(head) < PREFIX_BYTES + len(BOM):
                 head += block[: PREFIX_BYTES + len(BOM)]
-            blank = blank and not block.removeprefix(BOM).strip()
-    mark = len(BOM) if head.startswith(BOM) else 0
+            blank = blank and not binary and not block.removeprefix(BOM).strip()
+    mark = len(BOM) if head.startswith(BOM) and not binary else 0
     return Fingerprint(digest.hexdigest(), size - mark, mark, prefix_hash(head[mark:]), blank)
 
 
-def fingerprints(paths: Sequence[str], cache: Path, threads: int, advance: Callable[[int], Any] = lambda size: None) -> list[Fingerprint]:
+def fingerprints(
+    paths: Sequence[str], cache: Path, threads: int, advance: Callable[[int], Any] = lambda size: None, binary: bool = False
+) -> list[Fingerprint]:
     """The fingerprint of every file, in order; files unchanged since an earlier call are not read again.
 
     cache: a folder. advance: called with the bytes of each file once it is known.
     """
-    memory = cache / (hashlib.sha256("\0".join(map(os.path.abspath, paths)).encode()).hexdigest()[:32] + ".json")
+    memory = cache / (hashlib.sha256("\0".join([str(binary), *map(os.path.abspath, paths)]).encode()).hexdigest()[:32] + ".json")
     try:
         known = json.loads(memory.read_text())
     except (OSError, ValueError):
@@ -66,7 +68,7 @@ def fingerprints(paths: Sequence[str], cache: Path, threads: int, advance: Calla
         status = os.stat(path)
         state = [status.st_size, status.st_mtime_ns, status.st_ino]
         entry = known.get(path)
-        found = Fingerprint(**entry["content"]) if entry and entry["state"] == state else fingerprint(path)
+        found = Fingerprint(**entry["content"]) if entry and entry["state"] == state else fingerprint(path, binary)
         advance(status.st_size)
         return state, found
 

@@ -12,8 +12,11 @@ from trainer.data.json_files import JsonRecords
 from trainer.data.segments import Format
 from trainer.data.sources import Document
 from trainer.data.text import TextFormat
+from trainer.data.token_files import MegatronFormat, NanoGPTFormat
 
-FORMATS: dict[str, type[Format]] = {layout.kind: layout for layout in (TextFormat, JsonRecords, CsvRecords, ParquetRecords, ArrowRecords)}
+FORMATS: dict[str, type[Format]] = {
+    layout.kind: layout for layout in (TextFormat, JsonRecords, CsvRecords, ParquetRecords, ArrowRecords, NanoGPTFormat, MegatronFormat)
+}
 
 
 def to_plain(layout: Format) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def make_corpus(
             # The separators are no tokens of the text, though each is scored; `stream` counts them.
             "tokens": found["tokens"] - (0 if end is None else found["documents"] + 1),
             "stream": found["tokens"],
-            "bytes": found["bytes"],
+            # Of tokens only what is held out was turned back into text.
+            "bytes": found["bytes"] or None,
         }
         for split, found in lengths.items()
     }

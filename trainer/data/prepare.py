@@ -26,7 +26,7 @@ from trainer.data.cache import cache_root
 from trainer.data.corpus import open_corpus
 from trainer.data.defining import named
 from trainer.data.evals import EvalSet
-from trainer.data.files import refuse
+from trainer.data.files import KINDS, refuse
 from trainer.data.fingerprints import fingerprints
 from trainer.data.making import made_once, make_corpus, make_mixture, make_rows, make_tokenizer, nothing_left
 from trainer.data.mixture import Mixture, leaves
@@ -36,6 +36,7 @@ from trainer.data.reporting import Reporter
 from trainer.data.rows import META
 from trainer.data.sources import EVAL, SPLITS, Data, Listing, Source
 from trainer.data.splitting import Plan, plan
+from trainer.data.vocabularies import Special, load_special
 from trainer.environment import cores
 
 if TYPE_CHECKING:
@@ -118,8 +119,10 @@ class _Preparing:
             if only:
                 listing = dataclasses.replace(listing, files=[file for file in listing.files if file.split == only])
             total = sum(os.path.getsize(file.path) for file in listing.files)
+            paths, binary = [file.path for file in listing.files], KINDS[listing.kind].binary
             with self.report.bar("reading", total) as advance:
-                contents = fingerprints([file.path for file in listing.files], self.cache / "fingerprints", cores(), advance)
+                contents = fingerprints(paths, self.cache / "fingerprints", cores(), advance, binary)
+            source = source.told(self.special()) if source.holds_tokens else source
             with self.report.doing("looking at documents"):
                 planned = plan(source, listing, contents)
             if source.deduplicate:
@@ -128,6 +131,16 @@ class _Preparing:
             if not planned.files:
                 raise nothing_left(planned, f"{len(listing.files)} files read, 0 kept", planned.dropped)
         return Text(name, key, share, source, planned, (only,) if only else SPLITS)
+
+    def special(self) -> Special:
+        """What the tokenizer says of its ids, of one that is known before any text is."""
+        config, task = self.config, self.config.task
+        decides = config.tokenizer.decides(task.tokenizer_kind, "", task.sentences)
+        target = self.cache / "tokenizers" / key_of(FORMAT, decides, task.sentences)
+        with made_once(target, self.report) as folder:
+            if folder:
+                make_tokenizer(config, lambda size: iter(()), folder, self.report)
+        return load_special(target)
 
     def look_at_set(self, one: EvalSet) -> Text:
         """The files of an evaluation set: all of them, or the held-out ones where splits are given."""

@@ -90,11 +90,13 @@ class Reporter:
             column.justify = "right"
         for split in wanted:
             found = splits[split]
-            ratio = found["bytes"] / max(1, found["tokens"])
+            known = found["bytes"] is not None
             table.add_row(
                 {"train": "training", "eval": "held out"}[split],
-                *(f"{found[key]:,}" for key in ("documents", "bytes", "tokens")),
-                f"{ratio:.2f}",
+                f"{found['documents']:,}",
+                f"{found['bytes']:,}" if known else "–",
+                f"{found['tokens']:,}",
+                f"{found['bytes'] / max(1, found['tokens']):.2f}" if known else "–",
                 f"{rows['splits'][split]['rows']:,}",
             )
         self.console.print(table)

@@ -7,10 +7,10 @@ works on a segment asks it for the documents inside, where the costly part of pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from trainer.data.sources import SourceFile
+from trainer.data.sources import EVAL, TRAIN, SourceFile
 
 
 @dataclass
@@ -78,6 +78,8 @@ class Format:
     """How documents are cut out of files. Its fields are plain values: workers are told of it in JSON."""
 
     kind: ClassVar[str] = ""
+    # Whether documents are ids that another program made (token_files.py), and not text.
+    tokens: ClassVar[bool] = False
 
     @property
     def whole_files(self) -> bool:
@@ -99,6 +101,19 @@ class Format:
     def parted(self, segment: Segment, place: Place) -> Iterator[Segment]:
         """A segment with its split, cut in two where the place lies inside it: training before, held out after."""
         raise NotImplementedError
+
+
+def parted_bytes(segment: Segment, place: Place) -> Iterator[Segment]:
+    """A segment that holds a file's own bytes, with its split, cut at a place that counts bytes."""
+    inside = place.at - segment.offset
+    if segment.file != place.file or not 0 < inside < len(segment.text):
+        segment.split = EVAL if (segment.file, segment.offset) >= (place.file, place.at) else TRAIN
+        yield segment
+        return
+    head, tail = segment.text[:inside], segment.text[inside:]
+    yield replace(segment, text=head, split=TRAIN, closes=True, size=len(head))
+    line = segment.line + head.count(b"\n")
+    yield replace(segment, offset=place.at, line=line, text=tail, split=EVAL, opens=True, size=len(tail))
 
 
 def tail_place(sizes: Sequence[int], blocks: Callable[[int, int], Iterator[bytes]], share: float) -> tuple[int, int]:

@@ -12,6 +12,9 @@ from trainer.choices import Choice, ConfigError, choice, identity, placement
 if TYPE_CHECKING:
     from trainer.data.remote import Remote
     from trainer.data.segments import Format
+    from trainer.data.tokenizers import Tokenizer
+    from trainer.data.vocabularies import Special
+    from trainer.tasks import Task
 
 TRAIN, EVAL = "train", "eval"
 SPLITS = (TRAIN, EVAL)
@@ -76,6 +79,8 @@ class Data(Choice, group="data"):
 class Source(Data):
     """Text, cut into documents, parted into training and held out."""
 
+    # Whether it holds what another program has tokenized (token_sources.py).
+    holds_tokens: ClassVar[bool] = False
     held_out: float = identity(0.05, help="share that is held out, where no split is given")
     on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with what is broken: a line that is not UTF-8, not JSON …")
     deduplicate: bool = identity(False, help="keep the first of equal documents; holds about 100 bytes of memory a document while it looks")
@@ -84,6 +89,13 @@ class Source(Data):
         super().check()
         if not 0 < self.held_out < 1:
             raise ConfigError(f"data.held_out: {self.held_out}; a share between 0 and 1, e.g. 0.05")
+
+    def suits(self, tokenizer: Tokenizer, task: Task) -> None:
+        """Raise ConfigError where this source cannot go with a tokenizer or a task."""
+
+    def told(self, special: Special) -> Source:
+        """The source, knowing the tokenizer; of one that holds tokens, before it is read."""
+        raise NotImplementedError
 
     def listing(self) -> Listing:
         """The files, sorted. Raises ConfigError where there are none."""

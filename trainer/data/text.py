@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from trainer.data.opening import BOM, open_text, skip
-from trainer.data.segments import Cut, Flaw, Format, Place, Segment, tail_place
-from trainer.data.sources import EVAL, TRAIN, Document, SourceFile
+from trainer.data.segments import Cut, Flaw, Format, Place, Segment, parted_bytes, tail_place
+from trainer.data.sources import Document, SourceFile
 
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 _LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
@@ -59,15 +59,7 @@ class TextFormat(Format):
         return Place(*tail_place(sizes, blocks, share))
 
     def parted(self, segment: Segment, place: Place) -> Iterator[Segment]:
-        inside = place.at - segment.offset
-        if segment.file != place.file or not 0 < inside < len(segment.text):
-            segment.split = EVAL if (segment.file, segment.offset) >= (place.file, place.at) else TRAIN
-            yield segment
-            return
-        head, tail = segment.text[:inside], segment.text[inside:]
-        yield replace(segment, text=head, split=TRAIN, closes=True, size=len(head))
-        line = segment.line + head.count(b"\n")
-        yield replace(segment, offset=place.at, line=line, text=tail, split=EVAL, opens=True, size=len(tail))
+        yield from parted_bytes(segment, place)
 
 
 def _border(text: bytes, limit: int, document: Document, opens: bool, last: bool) -> tuple[int, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from trainer.data.reading import Unit, splits
 from trainer.data.segments import Flaw
 from trainer.data.sources import EVAL, SPLITS
 from trainer.data.text import soft_border
+from trainer.data.token_files import sentences_of
 
 # The tokenizer library is fastest on pieces of this size, and holds about a hundred bytes a token until a batch is taken apart.
 _PIECE_BYTES = 1 << 13
@@ -89,16 +90,18 @@ class Encoder:
                 part, empty = encode(documents)
                 if empty:
                     _add(result.dropped, {"documents without a token": empty})
-                part.text = b"".join(text for text, _ in documents) if split == EVAL else b""
+                part.text = b"".join(self._plain(text) for text, _ in documents) if split == EVAL else b""
+                if self.layout.tokens:
+                    part.size = len(part.text)
                 result.parts[split] = part
         return result
 
     def _stream(self, documents: list[tuple[bytes, bool]]) -> tuple[Part, int]:
         """Documents one after the other, the end token before each."""
-        pieces: list[str] = []
+        pieces: list[Any] = []
         owners: list[int] = []
         for number, (text, _) in enumerate(documents):
-            for piece in cut(text):
+            for piece in self._pieces(text):
                 pieces.append(piece)
                 owners.append(number)
         ids = self._ids(pieces)
@@ -121,10 +124,10 @@ class Encoder:
 
     def _sentences(self, documents: list[tuple[bytes, bool]]) -> tuple[Part, int]:
         """Documents as runs of sentences, without separators."""
-        pieces: list[str] = []
+        pieces: list[Any] = []
         owners: list[int] = []
         for number, (text, _) in enumerate(documents):
-            for sentence in sentences(text.decode()):
+            for sentence in self._sentences_of(text):
                 pieces.append(sentence)
                 owners.append(number)
         ids = self._ids(pieces)
@@ -143,7 +146,22 @@ class Encoder:
     def _joined(self, chunks: list[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate(chunks) if chunks else np.zeros(0, self.job.dtype)
 
-    def _ids(self, pieces: list[str]) -> list[NDArray[Any]]:
+    def _pieces(self, text: bytes) -> Iterable[Any]:
+        """A document in pieces that are fast to tokenize."""
+        return sentences_of(text) if self.layout.tokens else cut(text)
+
+    def _sentences_of(self, text: bytes) -> Iterable[Any]:
+        return sentences_of(text) if self.layout.tokens else sentences(text.decode())
+
+    def _plain(self, text: bytes) -> bytes:
+        """A document as text."""
+        if not self.layout.tokens:
+            return text
+        return self.tokenizer.decode(np.concatenate(sentences_of(text)).tolist(), skip_special_tokens=False).encode()
+
+    def _ids(self, pieces: list[Any]) -> list[NDArray[Any]]:
+        if self.layout.tokens:
+            return [piece.astype(self.job.dtype) for piece in pieces]
         found: list[NDArray[Any]] = []
         for batch in batches(pieces):
             encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
