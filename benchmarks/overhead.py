@@ -39,6 +39,7 @@ from benchmarks.peers import hugging_face, ours, plain  # noqa: E402
 from benchmarks.peers.rows import one_document_a_row  # noqa: E402
 from trainer import compose  # noqa: E402
 from trainer.config import Config  # noqa: E402
+from trainer.data.batches import Batches  # noqa: E402
 from trainer.data.corpus import Corpus  # noqa: E402
 from trainer.data.loading import Loader, Step  # noqa: E402
 from trainer.data.order import Order  # noqa: E402
@@ -96,7 +97,9 @@ def contest(steps: int, rounds: int, told: Callable[[str], None]) -> dict[str, l
     with tempfile.TemporaryDirectory() as folder:
         data = one_document_a_row(config, Path(folder) / "rows")
         corpus, split = data.open(), data.open().split("train")
-        loader = Loader(config.task, split, Order(config.seed, len(split.rows)), steps * 4, config.global_batch, config.global_batch)
+        loader = Loader(
+            config.task, split, Order(config.seed, len(split.rows)), Batches(steps * 4, config.global_batch), config.global_batch
+        )
         ready = list(loader.steps())
         read = [batch.inputs for step in ready for batch in step.micro_batches]
         batches = [{"input_ids": inputs["input_ids"][0], "targets": inputs["clm_targets"]} for inputs in read]

@@ -15,6 +15,7 @@ from tests.distributed import run_distributed
 from tests.loops import BERT, GPT, StopAfter, ledger, lines, losses, ready, single, train, training, write_texts
 from trainer import compose
 from trainer.choices import ConfigError
+from trainer.data.batches import Batches
 from trainer.data.corpus import open_corpus
 from trainer.data.vocabularies import backend
 from trainer.front_door import make_ready
@@ -109,7 +110,7 @@ def evaluations(world, path: str, sizes: list[int]) -> list[dict]:
     found = []
     for size in sizes:
         (held_out,) = here.held_outs
-        held_out.loaders[""].total = size
+        held_out.loaders[""].batches = Batches(size, held_out.loaders[""].batches.size)
         found.append(held_out.figures(world.device))
     return found
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.distributed import run_distributed
 from tests.loops import BERT, ready, single, training, write_texts
+from trainer.data.batches import Batches
 from trainer.distributed import World
 
 
@@ -40,10 +41,10 @@ def test_c07_a_seek_reads_no_row_that_was_consumed(tmp_path: Path, texts: Path, 
     most = 1 if workers == 0 else 100
     for step in (10 if workers == 0 else 1000, 1_000_000):
         counted.read = 0
-        steps = loader.steps(step * loader.global_batch)
-        assert next(steps).start == step * loader.global_batch
+        steps = loader.steps(step * loader.batches.size)
+        assert next(steps).start == step * loader.batches.size
         steps.close()
-        assert loader.global_batch <= counted.read <= most * loader.global_batch
+        assert loader.batches.size <= counted.read <= most * loader.batches.size
 
 
 def rates_taken(world: World, path: str, dropped: int | None = None) -> list[float]:
@@ -79,7 +80,7 @@ def test_c03_the_optimizer_takes_the_rate_of_its_batch(tmp_path: Path, texts: Pa
 
 def held_out_figures(world: World, path: str, samples: int) -> dict[str, Any]:
     (held_out,) = training(world, path).held_outs
-    held_out.loaders[""].total = samples
+    held_out.loaders[""].batches = Batches(samples, held_out.loaders[""].batches.size)
     return held_out.figures(world.device)
 
 

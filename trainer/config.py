@@ -52,6 +52,21 @@ class Recompute:
 
 
 @dataclasses.dataclass
+class BatchRamp:
+    """Global batches that grow up to `global_batch` over the first part of a run."""
+
+    start: int | None = identity(None, help="rows of the first global batches; null: all have global_batch rows")
+    share: float = identity(0.1, help="share of the budget's steps in which they grow")
+    stages: int = identity(4, help="sizes before the full one, each for the same number of steps")
+
+    def sizes(self, global_batch: int) -> list[int]:
+        """Rows of a global batch in each stage before the full one."""
+        if self.start is None:
+            return []
+        return [self.start + (global_batch - self.start) * stage // self.stages for stage in range(self.stages)]
+
+
+@dataclasses.dataclass
 class Config:
     """One run, completely."""
 
@@ -62,6 +77,7 @@ class Config:
     tokens: int | None = identity(None, help="budget in real tokens")
     epochs: float | None = identity(None, help="budget in passes over the rows")
     global_batch: int = identity(64, help="rows of an optimizer step, over all devices")
+    batch_ramp: BatchRamp = identity(default_factory=BatchRamp)
     sequence_length: int = identity(256, help="tokens of a row")
     micro_batch: Union[int, str] = placement("auto", help="rows a device takes at once, or auto")  # noqa: UP007 (OmegaConf)
     deterministic: bool = placement(False, help="bit-equal repetition on GPUs, slower")
@@ -138,6 +154,15 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"sequence_length: {config.sequence_length} is longer than model.positions: {positions}; "
             f"set sequence_length={positions} or model.positions={config.sequence_length}"
+        )
+    ramp = config.batch_ramp
+    if ramp.start is not None and not 1 <= ramp.start < config.global_batch:
+        raise ConfigError(
+            f"batch_ramp.start: {ramp.start}; allowed: from 1 to below global_batch={config.global_batch}, or null for no ramp"
+        )
+    if not 0 < ramp.share <= 1 or ramp.stages < 1:
+        raise ConfigError(
+            f"batch_ramp.share: {ramp.share}, batch_ramp.stages: {ramp.stages}; allowed: a share above 0 up to 1, and 1 stage or more"
         )
     every, keep = config.recompute.every, config.recompute.keep
     if every is not None and every < 1:

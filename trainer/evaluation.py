@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from trainer.data.batches import Batches
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loading import Loader
 from trainer.data.order import Order
@@ -64,8 +65,7 @@ def held_out_loader(task: Task, corpus: Corpus, seed: int, rows_at_once: int, pl
         task=task,
         split=split,
         order=Order(seed, len(split.rows), shuffle=False),
-        total=len(split.rows),
-        global_batch=rows_at_once * placement.data_size,
+        batches=Batches(len(split.rows), rows_at_once * placement.data_size),
         micro_batch=rows_at_once,
         data_rank=placement.data_rank,
         data_size=placement.data_size,

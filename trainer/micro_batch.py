@@ -56,6 +56,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     """
     import torch
 
+    from trainer.data.batches import Batches
     from trainer.data.corpus import open_corpus
     from trainer.data.loading import Loader
     from trainer.data.order import Order
@@ -77,7 +78,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     split = corpus.split("train")
     best, best_rate, size = 0, 0.0, 1
     while size <= rows:
-        loader = Loader(config.task, split, Order(0, len(split.rows), shuffle=False), size, size, size)
+        loader = Loader(config.task, split, Order(0, len(split.rows), shuffle=False), Batches(size, size), size)
         try:
             step = loader.step(0)
             batch = step.micro_batches[0].to(device)

@@ -24,8 +24,9 @@ from trainer.checkpoint.opening import open_newest, open_one
 from trainer.checkpoint.store import prune, save
 from trainer.choices import ConfigError
 from trainer.config import Config, digest
+from trainer.data.batches import Batches, batches_of
 from trainer.data.corpus import open_corpus
-from trainer.data.loading import Loader, Step, budget
+from trainer.data.loading import Loader, Step
 from trainer.data.order import Order
 from trainer.distributed import World
 from trainer.evaluation import HeldOut, held_outs
@@ -98,8 +99,7 @@ class Training:
             task=self.task,
             split=split,
             order=split.order(config.seed),
-            total=budget(config, split),
-            global_batch=config.global_batch,
+            batches=batches_of(config, split),
             micro_batch=self.micro_batch,
             data_rank=self.placement.data_rank,
             data_size=self.placement.data_size,
@@ -113,7 +113,7 @@ class Training:
     def _prove(self) -> None:
         """Throwaway backwards on the same rows on every rank: the placement shows that it averages, and DDP settles its buckets."""
         first = self.loader.split.rows
-        rehearsal = Loader(self.task, self.loader.split, Order(0, len(first), shuffle=False), 1, 1, 1).step(0)
+        rehearsal = Loader(self.task, self.loader.split, Order(0, len(first), shuffle=False), Batches(1, 1), 1).step(0)
         batch = rehearsal.micro_batches[0].to(self.world.device)
 
         def backward(scale: float) -> None:
@@ -134,12 +134,13 @@ class Training:
             self.placement.load(opened.read)
             self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
             self.saved_at = self.step
-            if self.loader.total < self.position:
+            batches = self.loader.batches
+            if batches.total < self.position:
                 raise ConfigError(
-                    f"{self.run.path}: {self.position} samples are consumed, but the budget is {self.loader.total}; give a larger one"
+                    f"{self.run.path}: {self.position} samples are consumed, but the budget is {batches.total}; give a larger one"
                 )
             # Also after an extension of a run whose last batch was short: what is left decides, not step × global batch.
-            self.steps = self.step + -(-(self.loader.total - self.position) // config.global_batch)
+            self.steps = self.step + batches.left(self.position)
         elif config.init.run:
             self.placement.load_parameters(open_one(checkpoint_of(config.init.run), world).read)
         events = self.run.events()

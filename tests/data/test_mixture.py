@@ -20,8 +20,8 @@ from trainer import compose
 from trainer.choices import ConfigError
 from trainer.data import prepare as preparing
 from trainer.data.apportioning import turns, whole_parts
+from trainer.data.batches import samples as budget_of
 from trainer.data.evals import EvalSet
-from trainer.data.loading import budget
 from trainer.data.mixture import Mixture
 from trainer.data.order import MixedOrder, Order
 from trainer.data.prepare import prepare
@@ -203,14 +203,14 @@ def test_budgets_of_a_mixture(folders):
     split = prepared(nested(folders)).split("train")
     rows, config = len(split.rows), Budget()
     config.epochs = 2.5
-    assert budget(config, split) == round(2.5 * rows)
+    assert budget_of(config, split) == round(2.5 * rows)
     # After whole periods and whole passes of every source, the tokens are exactly what the closed form says.
     leaves = {"books": split.members["books"], **{f"web.{name}": member for name, member in split.members["web"].members.items()}}
     samples = 15 * math.lcm(*(len(leaf.rows) for leaf in leaves.values()))
     passes = split.order(0).passes(samples)
     assert all(share == int(share) for share in passes.values())
     config.epochs, config.tokens = None, sum(int(passes[name]) * leaf.rows.tokens_total for name, leaf in leaves.items())
-    assert budget(config, split) == samples
+    assert budget_of(config, split) == samples
     # And over a few passes they are near it.
     seen = int(split.rows.lengths[split.order(0).at(0, 3 * rows)[0]].sum())
     assert seen == pytest.approx(3 * float(split.epoch_tokens), rel=0.02)

@@ -6,23 +6,20 @@ is lost to nobody: a checkpoint counts what the loop consumed.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.batches import Batches
 from trainer.data.corpus import Split
 from trainer.data.deal import Deal, deal
 from trainer.data.order import Ordering
 from trainer.tasks import Batch, Pick, Task
-
-if TYPE_CHECKING:
-    from trainer.config import Config
 
 # A thread is handed work for at least so many rows: handing over costs as much as reading some of them.
 _ROWS_A_TASK = 32
@@ -50,26 +47,14 @@ class Step:
         return self.stop - self.start
 
 
-def budget(config: Config, split: Split) -> int:
-    """The positions (samples) that a run consumes."""
-    rows = len(split.rows)
-    if config.steps is not None:
-        return config.steps * config.global_batch
-    if config.epochs is not None:
-        return max(1, round(config.epochs * rows))
-    assert config.tokens is not None
-    return math.ceil(config.tokens * rows / split.epoch_tokens)
-
-
 @dataclass
 class Loader:
-    """Steps over `total` positions, `global_batch` at a time; the last one may be short."""
+    """Steps over positions, a global batch at a time; this rank's part of each, `micro_batch` rows at most at once."""
 
     task: Task
     split: Split
     order: Ordering
-    total: int
-    global_batch: int
+    batches: Batches
     micro_batch: int
     data_rank: int = 0
     data_size: int = 1
@@ -77,7 +62,7 @@ class Loader:
     pin: bool = False
 
     def __len__(self) -> int:
-        return -(-self.total // self.global_batch)
+        return self.batches.left()
 
     def passes(self, position: int) -> dict[str, float]:
         """How often the rows have been gone through before a position: `passes`, in a mixture `passes_<source>` of each."""
@@ -86,16 +71,16 @@ class Loader:
 
     def steps(self, start: int = 0) -> Iterator[Step]:
         """Steps from position `start` on, in order."""
-        starts = range(start, self.total, self.global_batch)
+        starts = self.batches.starts(start)
         if self.workers == 0:
             yield from map(self.step, starts)
             return
-        at_once = max(1, _ROWS_A_TASK // self.global_batch)
+        at_once = max(1, _ROWS_A_TASK // self.batches.size)
         pending: deque[Future[list[Step]]] = deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="loader") as pool:
             try:
-                for first in range(0, len(starts), at_once):
-                    pending.append(pool.submit(self._several, starts[first : first + at_once]))
+                while several := list(islice(starts, at_once)):
+                    pending.append(pool.submit(self._several, several))
                     if len(pending) > self.workers:
                         yield from pending.popleft().result()
                 while pending:
@@ -103,12 +88,12 @@ class Loader:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _several(self, starts: range) -> list[Step]:
+    def _several(self, starts: list[int]) -> list[Step]:
         return [self.step(start) for start in starts]
 
     def step(self, start: int) -> Step:
         """The step whose first position is `start`."""
-        stop = min(start + self.global_batch, self.total)
+        stop = self.batches.stop(start)
         rows, epochs = self.order.at(start, stop)
         lengths = np.asarray(self.split.rows.lengths[rows])
         dealt: Deal = deal(lengths, self.data_size, self.micro_batch)
