@@ -23,7 +23,7 @@ from trainer.data.tokenizers import Tokenizer
 from trainer.models import Model
 from trainer.optim import Optim
 from trainer.schedules import Schedule
-from trainer.settings import Checkpoint, Device, Precision, Survival, Tracking
+from trainer.settings import Checkpoint, Device, Precision, Profile, Survival, Tracking
 from trainer.strategies import Strategy
 from trainer.tasks import Task
 
@@ -103,6 +103,7 @@ class Config:
     tracking: Tracking = MISSING
     checkpoint: Checkpoint = MISSING
     survival: Survival = MISSING
+    profile: Profile = MISSING
 
     def __post_init__(self) -> None:
         check(self)
@@ -118,7 +119,7 @@ class Config:
 
 
 GROUPS = ("model", "tokenizer", "task", "data", "optim", "schedule", "strategy", "precision", "launcher", "device",
-          "tracking", "checkpoint", "survival")  # fmt: skip
+          "tracking", "checkpoint", "survival", "profile")  # fmt: skip
 # What a run's name cannot hold: it is a folder's name and stands on command lines.
 UNNAMEABLE = re.compile(r"[^\w.,=@+ -]")
 BUDGETS = ("steps", "tokens", "epochs")

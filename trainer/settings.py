@@ -11,6 +11,10 @@ from enum import Enum
 from trainer.choices import Choice, ConfigError, choice, placement, require_at_least, require_positive
 
 
+# A trace is held in memory until it is written.
+_TRACED = 100
+
+
 class Precision(Choice, group="precision"):
     """The arithmetic of a step; parameters, moments and reductions are fp32 in all of them."""
 
@@ -171,3 +175,31 @@ class DefaultSurvival(Survival):
     def check(self) -> None:
         require_at_least(self, 0, "restarts")
         require_positive(self, "timeout_seconds")
+
+
+class Profile(Choice, group="profile", role="placement"):
+    """Which steps are traced by torch's profiler."""
+
+
+@choice
+class DefaultProfile(Profile):
+    """None, unless steps are given."""
+
+    name: str = "default"
+    steps: str | None = placement(None, help="first and last step that are traced, e.g. 10:15; into profile/ of the run directory")
+    all_ranks: bool = placement(False, help="trace every rank, not rank 0 alone")
+    memory: bool = placement(True, help="trace allocations too")
+    stacks: bool = placement(False, help="with the Python stack of every operation; slower")
+
+    def check(self) -> None:
+        if self.steps is not None:
+            first, last = self.window or (0, 0)
+            if not 1 <= first <= last < first + _TRACED:
+                allowed = f"FIRST:LAST, steps from 1, at most {_TRACED} of them, e.g. profile.steps=10:15 (in YAML quoted: \"10:15\")"
+                raise ConfigError(f"profile.steps: {self.steps!r}; allowed: {allowed}")
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """First and last step, both included; None where nothing is traced."""
+        first, _, last = (self.steps or "").partition(":")
+        return (int(first), int(last)) if first.isdecimal() and last.isdecimal() else None

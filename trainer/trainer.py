@@ -35,6 +35,7 @@ from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_peak, work_of
 from trainer.models.recompute import recompute_blocks
 from trainer.process import no_garbage_collection
+from trainer.profiling import profiling
 from trainer.run import RunDir, checkpoint_of
 from trainer.sampling import samples
 from trainer.settings import NanPolicy
@@ -166,8 +167,10 @@ class Training:
         """Train to the budget, or to an agreed stop, or to a halt."""
         config, placement, meter, weights = self.config, self.placement, self.meter, self.task.weights
         data = self.loader.steps(self.position)
-        with no_garbage_collection():
+        profiled = profiling(config.profile, self.run.path, self.world, self.trackers.message)  # type: ignore[arg-type]
+        with no_garbage_collection(), profiled as profiler:
             while self.step < self.steps:
+                profiler.at(self.step + 1)
                 if self.stop.should_stop(self.step + 1):
                     if not self._log():
                         return Outcome.halted
