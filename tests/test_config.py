@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from trainer import compose
 from trainer.choices import ConfigError, find, groups, load_choices
@@ -41,23 +42,22 @@ def test_every_choice_composes_and_repeats_no_default(path):
     """YAML owns only differences: a value that equals the default it overrides would hide the next change of the default."""
     group, name = path.parent.name, path.stem
     tree = yaml.safe_load(path.read_text())
-    values = flatten({k: v for k, v in tree.items() if k != "defaults"})
+    defaults = tree.pop("defaults")
+    parents = [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
     if group == "experiment":
-        overridden = {f"{key.removeprefix('override /')}={value}" for entry in tree.get("defaults", []) for key, value in entry.items()}
-        plain = to_dict(from_composition(*overridden, "steps=1"))
+        chosen = [
+            f"{key.removeprefix('override /')}={value}" for entry in defaults if isinstance(entry, dict) for key, value in entry.items()
+        ]
+        before: Any = compose_tree([*(f"experiment={parent}" for parent in parents), *chosen])
     else:
-        base = next(entry for entry in tree["defaults"] if entry != "_self_")
+        (base,) = parents
         heads = getattr(groups()[group][base], "objectives", ())
         fitting = [task for task, cls in groups()["task"].items() if cls.objective in heads]
         config = compose(f"{group}={name}", "steps=1", *(f"task={task}" for task in fitting[:1]))
-        plain = dataclasses.asdict(groups()[group][base]())
         assert getattr(config, group).name == base
-    repeated = {key: value for key, value in values.items() if flatten(plain).get(key, "absent") == value and key != "steps"}
-    assert not repeated
-
-
-def from_composition(*overrides: str) -> Config:
-    return compose(*overrides)
+        before = compose_tree([f"{group}={base}"])[group]
+    plain = flatten(OmegaConf.to_container(before, enum_to_str=True))
+    assert not {key: value for key, value in flatten(tree).items() if plain.get(key, "absent") == value}
 
 
 def test_b01_a_typo_shows_the_nearest_key():

@@ -44,7 +44,10 @@ def test_words_narrow(printed) -> None:
     choice = printed("optim=muon")
     assert "optim.momentum=0.95" in choice and "optim.lr=" in choice and "optim=adamw" not in choice
     assert printed("schedule.warmup").count("=") == 1 and "schedule.warmup=0.05" in printed("warmup")
-    assert "model.layers=" in printed("optim=muon", "model.layers") and "optim" not in printed("optim=muon", "model.layers")
+    both = printed("--help", "optim=muon", "schedule")
+    assert "optim.momentum=" in both and "schedule.warmup=" in both
+    composed = printed("model=bert_base", "--help", "model.layers")
+    assert "model.layers=12" in composed and "model.hidden" not in composed, "what stands before --help is composed"
 
 
 def test_an_option_of_a_choice_that_is_not_in_use_is_found(printed) -> None:

@@ -208,6 +208,8 @@ def _first_line(error: BaseException) -> str:
     lines = str(cause).strip().splitlines()
     key = getattr(cause, "full_key", None)
     text = lines[0] if lines else type(cause).__name__
+    if text.endswith("raised while composing config:") and len(lines) > 1:  # of a YAML file: what is wrong with it comes after
+        text = f"{text.split(': ')[0]}: {lines[1]}"
     merging = re.match(r"Error merging override (.*)", str(error).splitlines()[0]) if str(error) else None
     if merging:
         text = f"{merging[1]}: {text}"

@@ -29,16 +29,21 @@ _KEYS = 44
 
 
 def show(verb: str, words: list[str]) -> None:
-    """Print help. words: overrides, which are composed, and names to narrow to. Raises ConfigError for a name that is none."""
+    """Print help. words: overrides, which are composed, and names; those behind `--help` narrow it, or else all of them.
+
+    Raises ConfigError for a name that is none.
+    """
+    flag = next((place for place, word in enumerate(words) if word in ("-h", "--help")), len(words))
+    words, behind = [word for word in words if word not in ("-h", "--help")], words[flag + 1 :]
     names = [word for word in words if "=" not in word and not word.startswith("~")]
     overrides = parse(word for word in words if word not in names)
     composed = [override.input_line or "" for override in overrides if not override.is_sweep_override()]
     chosen = [word for word in composed if word.split("=")[0] in (*GROUPS, EXPERIMENT)]
     page = _Page(compose_tree(composed), chosen)
-    if names or chosen:
-        for name in names or chosen:
-            page.about(name)
-    else:
+    narrowing = [word for word in words if word in names or word in chosen]
+    for name in [word for word in narrowing if word in behind] or narrowing:
+        page.about(name)
+    if not narrowing:
         page.everything(verb)
     page.legend()
 

@@ -26,7 +26,8 @@ RECIPES = "Settings that are known to go together."
 # A full stop before a capital; that of "Devlin et al. 2018" ends none.
 _SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 _LABEL = re.compile(r"[A-Z]\w+: ")
-_COMMANDS = ("trainer ", "TRAINER_")
+# Two spaces; lines that go on stand further in.
+_COMMAND = re.compile(r"  \S")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Preset:
         parts: list[str] = []
         fresh = True
         for line in self.header.splitlines():
-            is_command = line.startswith("  ") and line.strip().startswith(_COMMANDS)
+            is_command = _COMMAND.match(line) is not None
             if is_command or fresh or _LABEL.match(line):
                 if line.strip():
                     parts.append(f"  {line.strip()}" if is_command else " ".join(line.split()))
@@ -154,12 +155,18 @@ def describe(hint: Any) -> tuple[str, tuple[str, ...]]:
 def presets(group: str) -> dict[str, Preset]:
     """Our YAML files of a group by name; `experiment` is one too."""
     folder = files("trainer.conf") / group
-    found = {}
-    if folder.is_dir():
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-            if entry.name.endswith(".yaml"):
-                found[entry.name[:-5]] = _preset(entry.name[:-5], entry.read_text(encoding="utf-8"))
-    return found
+    if not folder.is_dir():
+        return {}
+    entries = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda entry: entry.name)
+    found = {entry.name[:-5]: _preset(entry.name[:-5], entry.read_text(encoding="utf-8")) for entry in entries}
+    return {name: _with_base(preset, found) for name, preset in found.items()}
+
+
+def _with_base(preset: Preset, found: dict[str, Preset]) -> Preset:
+    """A preset whose base is another one sets what that sets, too."""
+    if preset.base not in found:
+        return preset
+    return dataclasses.replace(preset, values=_with_base(found[preset.base], found).values | preset.values)
 
 
 def _preset(name: str, text: str) -> Preset:

@@ -17,7 +17,7 @@ def composed(words: list[str], verb: str) -> list[Config] | None:
     if flags & {"-h", "--help"}:
         from trainer import manual
 
-        manual.show(verb, overrides)
+        manual.show(verb, split(words, keep=("-h", "--help"))[0])
         return None
     several = bool(flags & {"-m", "--multirun"})
     if not several and (word := next((override.input_line for override in parse(overrides) if override.is_sweep_override()), None)):
@@ -34,12 +34,13 @@ def composed(words: list[str], verb: str) -> list[Config] | None:
     return [to_config(tree) for tree in trees]
 
 
-def split(words: list[str]) -> tuple[list[str], set[str]]:
-    """(overrides, flags). Raises ConfigError where `--cfg` is followed by something else than `job`."""
+def split(words: list[str], keep: tuple[str, ...] = ()) -> tuple[list[str], set[str]]:
+    """(overrides and the flags to keep, flags). Raises ConfigError where `--cfg` is followed by something else than `job`."""
     overrides, flags, rest = [], set(), iter(words)
     for word in rest:
-        if word not in _FLAGS:
+        if word not in _FLAGS or word in keep:
             overrides.append(word)
+        if word not in _FLAGS:
             continue
         flags.add(word)
         if word == "--cfg" and (what := next(rest, None)) != "job":
