@@ -1,10 +1,10 @@
 """A trace of a few steps by torch's profiler: where the time goes, operation by operation, and what memory is held.
 
-    trainer train … profile.steps=10:15
+trainer train … profile.steps=10:15
 
-    profile/trace-rank-0.json.gz      for chrome://tracing or https://ui.perfetto.dev
-    profile/memory-rank-0.pickle      CUDA only: the allocator's own account, for https://pytorch.org/memory_viz; never read back by us
-    profile/operations-rank-0.json    what the report shows: the most expensive operations, memory over time
+profile/trace-rank-0.json.gz      for chrome://tracing or https://ui.perfetto.dev
+profile/memory-rank-0.pickle      CUDA only: the allocator's own account, for https://pytorch.org/memory_viz; never read back by us
+profile/operations-rank-0.json    what the report shows: the most expensive operations, memory over time
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class DefaultProfile(Profile):
         if self.steps is not None:
             first, last = self.window or (0, 0)
             if not 1 <= first <= last < first + _TRACED:
-                allowed = f"FIRST:LAST, steps from 1, at most {_TRACED} of them, e.g. profile.steps=10:15 (in YAML quoted: \"10:15\")"
+                allowed = f'FIRST:LAST, steps from 1, at most {_TRACED} of them, e.g. profile.steps=10:15 (in YAML quoted: "10:15")'
                 raise ConfigError(f"profile.steps: {self.steps!r}; allowed: {allowed}")
 
     @property
