@@ -17,7 +17,7 @@ from omegaconf import MISSING, OmegaConf
 
 from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement
 from trainer.data.evals import EvalSet, eval_sets, refuse_shared_figures
-from trainer.data.mixture import sources_of
+from trainer.data.mixture import leaves, sources_of
 from trainer.data.sources import Data
 from trainer.data.tokenizers import Tokenizer
 from trainer.models import Model

@@ -10,7 +10,6 @@ from enum import Enum
 
 from trainer.choices import Choice, ConfigError, choice, placement, require_at_least, require_positive
 
-
 # A trace is held in memory until it is written.
 _TRACED = 100
 
