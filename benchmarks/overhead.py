@@ -58,7 +58,7 @@ class Network(nn.Module):
     """Next to no compute, but as many parameters as make a loop over them show: tokens → logits of the next."""
 
     base_model_prefix = "body"
-    config = PretrainedConfig(hidden_size=WIDTH, num_attention_heads=1, num_hidden_layers=DEPTH)
+    config = PretrainedConfig(hidden_size=WIDTH, num_attention_heads=1, num_hidden_layers=DEPTH)  # type: ignore[call-arg]
 
     def __init__(self, vocabulary: int):
         super().__init__()

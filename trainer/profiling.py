@@ -132,7 +132,10 @@ def operations(trace: profile, steps: int) -> list[dict[str, Any]]:
 def memory(trace: profile) -> list[tuple[float, int]]:
     """Memory of tensors over time on the device that allocated most: (milliseconds, bytes above what was held at the beginning)."""
     changes: dict[Any, list[tuple[int, int]]] = {}
-    for event in trace.profiler.kineto_results.events() if trace.profiler is not None else ():
+    results = trace.profiler.kineto_results if trace.profiler is not None else None
+    # torch's stubs know an event only in part.
+    events: list[Any] = results.events() if results is not None else []
+    for event in events:
         if event.name() == "[memory]":
             changes.setdefault(event.device_type(), []).append((event.start_ns(), event.nbytes()))
     if not changes:
