@@ -1,4 +1,4 @@
-"""Choices that are settings more than behaviour: precision, device, tracking, checkpoint, survival.
+"""Choices that are settings more than behaviour: precision, device, tracking, checkpoint, survival, profile.
 
 Each is a config group, so that a cluster or a team can keep its own as one YAML file.
 """
@@ -9,7 +9,6 @@ import importlib.util
 from enum import Enum
 
 from trainer.choices import Choice, ConfigError, choice, placement, require_at_least, require_positive
-
 
 # A trace is held in memory until it is written.
 _TRACED = 100
