@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from trainer.distributed import World
     from trainer.settings import DefaultProfile
 
+Paused = Callable[[], contextlib.AbstractContextManager[Any]]
+
 FOLDER = "profile"
 _OPERATIONS = 10
 # Of the curve of memory: more points than the picture is wide show nothing more.
@@ -38,10 +40,10 @@ class Profiler:
 
 
 class Tracer(Profiler):
-    """Traces steps `first` to `last`, both included, of this rank. say: told where the trace is, or why there is none."""
+    """Traces steps on this rank. paused: around what is no time of a step. say: told where the trace is, or why there is none."""
 
-    def __init__(self, settings: DefaultProfile, folder: Path, world: World, say: Callable[[str], None]):
-        self.settings, self.folder, self.world, self.say = settings, folder, world, say
+    def __init__(self, settings: DefaultProfile, folder: Path, world: World, paused: Paused, say: Callable[[str], None]):
+        self.settings, self.folder, self.world, self.paused, self.say = settings, folder, world, paused, say
         first, last = settings.window or (1, 0)
         self.steps = range(first, last + 1)
         self.traced: list[int] = []
@@ -80,9 +82,10 @@ class Tracer(Profiler):
         if trace is None:
             return
         self._step.close()
-        trace.stop()
         try:
-            self._write(trace)
+            with self.paused():
+                trace.stop()
+                self._write(trace)
         except (OSError, RuntimeError) as error:
             self.say(f"no profile: {type(error).__name__}: {error}")
             return
@@ -132,10 +135,8 @@ def operations(trace: profile, steps: int) -> list[dict[str, Any]]:
 def memory(trace: profile) -> list[tuple[float, int]]:
     """Memory of tensors over time on the device that allocated most: (milliseconds, bytes above what was held at the beginning)."""
     changes: dict[Any, list[tuple[int, int]]] = {}
-    results = trace.profiler.kineto_results if trace.profiler is not None else None
-    # torch's stubs know an event only in part.
-    events: list[Any] = results.events() if results is not None else []
-    for event in events:
+    recorded: Any = trace.profiler.kineto_results if trace.profiler is not None else None
+    for event in recorded.events() if recorded is not None else ():
         if event.name() == "[memory]":
             changes.setdefault(event.device_type(), []).append((event.start_ns(), event.nbytes()))
     if not changes:
@@ -151,12 +152,12 @@ def memory(trace: profile) -> list[tuple[float, int]]:
 
 
 @contextlib.contextmanager
-def profiling(settings: DefaultProfile, run_dir: Path, world: World, say: Callable[[str], None]) -> Iterator[Profiler]:
+def profiling(settings: DefaultProfile, run_dir: Path, world: World, paused: Paused, say: Callable[[str], None]) -> Iterator[Profiler]:
     """The profiler of this rank, for as long as the loop runs."""
     if settings.window is None or not (world.leads or settings.all_ranks):
         yield Profiler()
         return
-    tracer = Tracer(settings, run_dir / FOLDER, world, say)
+    tracer = Tracer(settings, run_dir / FOLDER, world, paused, say)
     try:
         yield tracer
     finally:

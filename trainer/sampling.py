@@ -24,6 +24,7 @@ def samples(placement: Placement, corpus: Corpus, config: Config, world: World) 
     """
     import torch
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     from trainer.export import unpadded
 
@@ -32,12 +33,16 @@ def samples(placement: Placement, corpus: Corpus, config: Config, world: World) 
             return []
         # A copy: writing wants another attention than training, and no padding rows.
         model: Any = unpadded(module.model, corpus.vocabulary.size, corpus.vocabulary.padded)  # type: ignore[arg-type]
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a warning of padding where there is none
     try:
         writer = Writer(model.to(world.device), AutoTokenizer.from_pretrained(corpus.tokenizer_path), config.sequence_length)
         return texts(writer, corpus, config, config.tracking.samples)  # type: ignore[attr-defined]
     except (RuntimeError, ValueError, TypeError, AttributeError, torch.OutOfMemoryError) as error:
         print(f"no samples: {type(error).__name__}: {error}".splitlines()[0], flush=True)
         return []
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def texts(writer: Writer, corpus: Corpus, config: Config, count: int) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Choices that are settings more than behaviour: precision, device, tracking, checkpoint, survival.
+"""Choices that are settings more than behaviour: precision, device, tracking, checkpoint, survival, profile.
 
 Each is a config group, so that a cluster or a team can keep its own as one YAML file.
 """

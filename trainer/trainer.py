@@ -167,16 +167,16 @@ class Training:
         """Train to the budget, or to an agreed stop, or to a halt."""
         config, placement, meter, weights = self.config, self.placement, self.meter, self.task.weights
         data = self.loader.steps(self.position)
-        profiled = profiling(config.profile, self.run.path, self.world, self.trackers.message)  # type: ignore[arg-type]
+        profiled = profiling(config.profile, self.run.path, self.world, meter.paused, self.trackers.message)  # type: ignore[arg-type]
         with no_garbage_collection(), profiled as profiler:
             while self.step < self.steps:
-                profiler.at(self.step + 1)
                 if self.stop.should_stop(self.step + 1):
                     if not self._log():
                         return Outcome.halted
                     self._save()
                     self._event("stop", reason=self.stop.reason, **self.loader.passes(self.position))
                     return Outcome.stopped
+                profiler.at(self.step + 1)
                 with meter.waiting():
                     step = next(data)
 

@@ -157,3 +157,22 @@ def test_the_running_mean_does_not_lag() -> None:
     line = [float(value) for value in range(100)]
     assert smooth(line) == pytest.approx(line), "a straight line is its own mean"
     assert smooth([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_sets_passes_attempts_and_samples_have_their_parts(tmp_path: Path) -> None:
+    run = _run(tmp_path / "x")
+    lines, events, samples = (jsonl.Lines(run / name) for name in (jsonl.METRICS, jsonl.EVENTS, jsonl.SAMPLES))
+    for step, loss in ((50, 3.0), (100, 2.5)):
+        lines.append({"step": step, "attempt": 1, "eval_loss": 0.5, "eval_books_loss": loss, "eval_books_perplexity": 9.25})
+        lines.append({"step": step, "attempt": 1, "eval_web.en_clm_loss": 7.0, "eval_web.en_loss": 7.125})
+        samples.append({"step": step, "attempt": 1, "prompt": "p", "text": f"<i>written at {step}</i>"})
+    events.append({"time": 1e9 + 99, "kind": "failure", "attempt": 0, "rank": 1, "reason": "killed by SIGKILL", "step": 57})
+    events.append({"time": 1e9 + 99, "kind": "finish", "attempt": 1, "step": 100, "passes_books": 1.37, "passes_web": 0.25})
+    (run / "summary.json").write_text(json.dumps({"steps": 100, "passes_books": 1.37, "passes_web": 0.25, "eval_books_loss": 2.5}))
+    page = _parsed(write(run))
+    text = " ".join(page.text.split())
+    assert "Evaluation sets lossperplexity own data0.5000– books2.5009.250 web.en7.125– " in text
+    assert "Loss by source and set" in text and "Passes" in text and "books1.37 web0.25" in text
+    assert "Attempts 2" in text and "rank 1: killed by SIGKILL" in text
+    assert "step 50<i>written at 50</i>" in page.text.replace("\n", "") and "<i>" not in write(run).read_text()
+    assert "passes_books" not in text and "eval books loss" not in text, "once is enough"

@@ -13,7 +13,8 @@ from trainer.config import role_of, roles
 from trainer.run import load_frozen
 from trainer.tracking import jsonl
 from trainer.tracking.charts import Chart, Curve, smooth
-from trainer.tracking.report import rendered, shown
+from trainer.tracking.figures import is_figure, shown
+from trainer.tracking.report import rendered
 
 # What adding up in another order makes of a loss, relative: below it two runs compute the same.
 NOISE = 1e-5
@@ -69,12 +70,8 @@ def _figures(first: Entry, second: Entry) -> list[Pair]:
     return [
         (key, value, second.figures[key])
         for key, value in first.figures.items()
-        if _is_number(value) and _is_number(second.figures.get(key)) and key not in ("time", "attempt")
+        if is_figure(value) and is_figure(second.figures.get(key)) and key not in ("time", "attempt")
     ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _lines(entry: Entry, key: str) -> list[dict[str, Any]]:
@@ -141,7 +138,7 @@ def _charts(first: Entry, second: Entry) -> list[Chart]:
     for title, key, lines_of in (("Training loss", "loss", "interval_steps"), ("Held-out loss", "eval_loss", "eval_loss")):
         curves: list[Curve] = []
         for entry, colour in ((first, "first"), (second, "second")):
-            known = [(line["step"], line[key]) for line in _lines(entry, lines_of) if _is_number(line.get(key))]
+            known = [(line["step"], line[key]) for line in _lines(entry, lines_of) if is_figure(line.get(key))]
             steps, values = [step for step, _ in known], [value for _, value in known]
             if key == "loss" and len(values) >= 40:
                 curves.append(Curve(entry.label, steps, values, colour, faint=True))

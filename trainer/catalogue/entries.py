@@ -143,7 +143,7 @@ def _tail(path: Path) -> list[dict[str, Any]]:
 
 
 def _newest(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of the newest log line and of the newest evaluation."""
+    """Figures of the newest log line, and of the newest evaluation of each set."""
     trained: dict[str, Any] = next((line for line in reversed(lines) if line.get("interval_steps")), {})
-    evaluated: dict[str, Any] = next((line for line in reversed(lines) if line.get("eval_loss") is not None), {})
-    return {"steps": trained.get("step")} | {key: value for line in (evaluated, trained) for key, value in line.items() if key != "step"}
+    evaluated = {key: value for line in lines for key, value in line.items() if key.startswith("eval_")}
+    return evaluated | {key: value for key, value in trained.items() if key != "step"} | {"steps": trained.get("step")}

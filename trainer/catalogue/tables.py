@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer.catalogue.entries import Entry
-from trainer.tracking.report import shown
+from trainer.tracking.figures import shown, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -110,12 +110,3 @@ def age(seconds: float) -> str:
         if seconds >= unit:
             return f"{seconds / unit:.0f}{name}"
     return f"{seconds:.0f}s"
-
-
-def size(count: float) -> str:
-    """Bytes, in the unit that fits."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from trainer.tracking.figures import is_figure, size
 
 # What matplotlib draws with → the page's colour of that name. The values stand for themselves nowhere else.
 _COLOURS = {
@@ -17,8 +20,11 @@ _COLOURS = {
     "first": "#040506",
     "second": "#050607",
     "third": "#060708",
+    "fourth": "#070809",
+    "fifth": "#08090a",
+    "sixth": "#090a0b",
 }
-SERIES = ("first", "second", "third")
+SERIES = ("first", "second", "third", "fourth", "fifth", "sixth")
 # More curves than colours: solid, dashed, dotted.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
@@ -38,12 +44,16 @@ class Curve:
 
 @dataclass
 class Chart:
-    """A picture. levels: label → value, drawn as dashed lines. marks: steps where an attempt began."""
+    """A picture. unit: `tokens/s`, `share`, `bytes` or none.
+
+    levels: label → value, drawn as dashed lines. marks: steps where an attempt began.
+    """
 
     title: str
     note: str
     curves: list[Curve]
     unit: str = ""
+    axis: str = "step"
     levels: dict[str, float] = field(default_factory=dict)
     marks: Sequence[float] = ()
     logarithmic: bool = False
@@ -112,13 +122,17 @@ def _draw(chart: Chart, axes: Any) -> None:
         axes.set_ylim(low, high)
     axes.margins(x=0.02)
     axes.grid(axis="y")
-    axes.set_xlabel("step")
-    from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+    axes.set_xlabel(chart.axis)
+    from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, MultipleLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     if chart.unit == "tokens/s":
         axes.yaxis.set_major_formatter(EngFormatter(sep="", places=None))
+    elif chart.unit == "bytes":
+        bottom, top = axes.get_ylim()
+        axes.yaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(max(1.0, (top - bottom) / 6)))))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value)))
     elif chart.unit == "share":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     for label, level in chart.levels.items():
@@ -144,7 +158,7 @@ def curves_of(
     lines: list[dict[str, Any]], key: str, label: str, colour: str = "first", points: bool = False, smoothed: bool = False
 ) -> list[Curve]:
     """A curve, and its running mean where there are enough points for one."""
-    known = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
+    known = [(line["step"], line[key]) for line in lines if is_figure(line.get(key))]
     steps, values = [step for step, _ in known], [value for _, value in known]
     if smoothed and len(values) >= 40:
         return [Curve(label, steps, values, colour, faint=True), Curve(label, steps, smooth(values), colour)]

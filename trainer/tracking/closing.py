@@ -14,7 +14,8 @@ from rich.table import Table
 from trainer.atomic import write_text
 from trainer.config import to_dict
 from trainer.run import RunDir, load_frozen
-from trainer.tracking.report import SAMPLE, hints, relative, shown, write
+from trainer.tracking.figures import shown
+from trainer.tracking.report import SAMPLE, hints, relative, write
 
 T = TypeVar("T")
 

@@ -12,12 +12,14 @@ _HEAD = """<!doctype html>
 :root {
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --ink: #16191d; --muted: #5c6570; --grid: #e3e6ea; --line: #e3e6ea;
-  --first: #1f6feb; --second: #d9580d; --third: #1a7f5a; --good: #1a7f5a; --bad: #c4281c; --soft: #eef3fd;
+  --first: #1f6feb; --second: #d9580d; --third: #1a7f5a;
+  --fourth: #8b4fd8; --fifth: #b3831a; --sixth: #c2417c; --good: #1a7f5a; --bad: #c4281c; --soft: #eef3fd;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #0f1216; --card: #171b21; --ink: #e7eaee; --muted: #98a2ae; --grid: #2a3038; --line: #2a3038;
-    --first: #6ea8ff; --second: #f59a5b; --third: #4cc79a; --good: #4cc79a; --bad: #ff7b6e; --soft: #1c2635;
+    --first: #6ea8ff; --second: #f59a5b; --third: #4cc79a;
+    --fourth: #b794f6; --fifth: #e0b64f; --sixth: #f08bb4; --good: #4cc79a; --bad: #ff7b6e; --soft: #1c2635;
   }
 }
 * { box-sizing: border-box; }
@@ -44,7 +46,7 @@ h2 small { font-weight: 400; font-size: 13px; color: var(--muted); margin-left: 
 .tile span { color: var(--muted); font-size: 13px; }
 .tile em { display: block; font-style: normal; color: var(--muted); font-size: 12px; }
 .card { padding: 18px 20px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 14px; }
 figure { margin: 0; }
 figcaption { font-weight: 600; margin-bottom: 8px; }
 figcaption span { display: block; font-weight: 400; font-size: 12.5px; color: var(--muted); }
@@ -62,7 +64,14 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: 12.5px; }
 th, td { padding: 6px 14px 6px 0; border-top: 1px solid var(--line); vertical-align: top; }
 tr:first-child > * { border-top: 0; }
+th.number, td.number { text-align: right; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.code { font: 13px/1.55 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+td.bar { width: 22%; }
+td.bar i { display: block; height: 10px; margin-top: 6px; border-radius: 3px; background: var(--first); min-width: 1px; }
+.below { margin-top: 14px; }
+h3 { font-size: 13px; font-weight: 500; color: var(--muted); margin: 16px 0 6px; }
+pre.soft { background: var(--soft); border-radius: 8px; padding: 9px 12px; margin-bottom: 8px; }
 td.wide { overflow-wrap: anywhere; }
 .pairs { columns: 2 360px; column-gap: 36px; }
 .pairs div {
@@ -107,25 +116,71 @@ TEMPLATE = (
 {% endfor %}</div><p class="note">{{ comparison.note }}</p></div>
 {% endfor %}
 
-<h2>Curves{% if attempts > 1 %} <small>dotted: the run went on from a checkpoint</small>{% endif %}</h2>
+<h2>Curves{% if attempts %} <small>dotted: the run went on from a checkpoint</small>{% endif %}</h2>
 {% if charts %}<div class="charts">
 {% for chart in charts %}<figure class="card"><figcaption>{{ chart.title }}<span>{{ chart.note }}</span></figcaption>
 {{ chart.svg }}</figure>
 {% endfor %}</div>{% else %}<div class="card">No figures yet: the first line of metrics.jsonl comes after log_every steps.</div>{% endif %}
 
-{% if sample %}<h2>What the model writes</h2>
-<div class="card"><pre>{{ sample }}</pre></div>
+{% if sets %}<h2>Evaluation sets</h2>
+<div class="card scroll"><table>
+<tr><th></th>{% for head in sets.heads %}<th class="number">{{ head }}</th>{% endfor %}</tr>
+{% for name, values in sets.rows %}<tr><td>{{ name }}</td>{% for value in values %}<td class="number">{{ value }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
 {% endif %}
 
-<h2>Summary</h2>
+{% if passes %}<h2>Passes <small>how often the rows of each source were gone through</small></h2>
+<div class="card"><div class="bars">
+{% for bar in passes %}<div class="ours">
+<span>{{ bar.label }}</span><i style="width:{{ '%.1f' % bar.percent }}%"></i><b>{{ bar.value }}</b>
+</div>
+{% endfor %}</div></div>
+{% endif %}
+
+{% if sample or samples %}<h2>What the model writes</h2>
+{% if sample %}<div class="card"><pre>{{ sample }}</pre></div>
+{% endif %}{% if samples %}<div class="card{{ ' below' if sample else '' }}"><details{{ '' if sample else ' open' }}>
+<summary>on the way</summary>
+{% for each in samples %}<h3>step {{ each.step }}</h3>{% for text in each.texts %}<pre class="soft">{{ text }}</pre>{% endfor %}
+{% endfor %}</details></div>
+{% endif %}{% endif %}
+
+{% if profile %}<h2>Profile <small>{{ profile.where }}</small></h2>
+<div class="card scroll"><table>
+<tr><th>operation</th><th class="number">calls a step</th><th class="number">ms a step</th>
+<th class="number">share</th><th></th><th class="number">memory kept</th></tr>
+{% for row in profile.rows %}<tr><td class="code">{{ row.name }}</td><td class="number">{{ row.calls }}</td>
+<td class="number">{{ row.milliseconds }}</td><td class="number">{{ '%.1f' % row.percent }}%</td>
+<td class="bar"><i style="width:{{ '%.1f' % row.percent }}%"></i></td><td class="number">{{ row.bytes }}</td></tr>
+{% endfor %}</table><p class="note">An operation's own time, without those that it calls. In profile/: {{ profile.files|join(', ') }};
+open a trace at chrome://tracing or ui.perfetto.dev.</p></div>
+{% if profile.charts %}<div class="charts below">
+{% for chart in profile.charts %}<figure class="card"><figcaption>{{ chart.title }}<span>{{ chart.note }}</span></figcaption>
+{{ chart.svg }}</figure>
+{% endfor %}</div>{% endif %}
+{% endif %}
+
+{% if summary %}<h2>Summary</h2>
 <div class="card"><dl class="pairs" style="margin:0">
 {% for key, value in summary %}<div><dt>{{ key }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}</dl></div>
+{% endif %}
+
+{% if attempts %}<h2>Attempts <small>{{ attempts|length }}</small></h2>
+<div class="card scroll"><table>
+<tr><th class="number">attempt</th><th class="number">from step</th><th class="number">to step</th>
+<th>processes</th><th class="number">lasted</th><th>ended</th></tr>
+{% for each in attempts %}<tr><td class="number">{{ each.number }}</td>
+<td class="number">{{ each.begin }}</td><td class="number">{{ each.end }}</td>
+<td>{{ each.ran }}</td><td class="number">{{ each.lasted }}</td>
+<td class="wide"><span class="kind {{ each.tone }}">{{ each.ended }}</span></td></tr>
+{% endfor %}</table></div>
+{% endif %}
 
 {% if events %}<h2>Events <small>{{ events|length }}
 {% if left_out %} of {{ events|length + left_out }}, the rest in events.jsonl{% endif %}</small></h2>
 <div class="card scroll"><table>
-<tr><th>after</th><th>attempt</th><th>step</th><th>event</th><th></th></tr>
+<tr><th class="number">after</th><th class="number">attempt</th><th class="number">step</th><th>event</th><th></th></tr>
 {% for event in events %}<tr>
 <td class="number">{{ event.after }}</td><td class="number">{{ event.attempt }}</td><td class="number">{{ event.step }}</td>
 <td><span class="kind {{ event.tone }}">{{ event.kind }}</span></td><td class="wide">{{ event.told }}</td>

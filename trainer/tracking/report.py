@@ -11,8 +11,9 @@ import yaml
 
 from trainer.atomic import write_text
 from trainer.mfu import CONVENTION
-from trainer.tracking import jsonl
+from trainer.tracking import jsonl, sections
 from trainer.tracking.charts import SERIES, Chart, curves_of, svg
+from trainer.tracking.figures import number, percent, rate, shown
 from trainer.tracking.progress import duration
 from trainer.tracking.sets import curves_of_sets, figures_of_sets
 
@@ -33,9 +34,14 @@ def rendered(template: str, facts: dict[str, Any]) -> str:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    drawn = [{"title": chart.title, "note": chart.note, "svg": Markup(svg(chart))} for chart in facts["charts"]]
+    def drawn(charts: list[Chart]) -> list[dict[str, str]]:
+        return [{"title": chart.title, "note": chart.note, "svg": Markup(svg(chart))} for chart in charts]
+
+    facts = facts | {"charts": drawn(facts["charts"])}
+    if facts.get("profile"):
+        facts["profile"] = facts["profile"] | {"charts": drawn(facts["profile"]["charts"])}
     # What is shown was written by models and by data: all of it is escaped.
-    return Environment(autoescape=True, trim_blocks=False).from_string(template).render(facts | {"charts": drawn})
+    return Environment(autoescape=True, trim_blocks=False).from_string(template).render(facts)
 
 
 def page(run_dir: Path) -> dict[str, Any]:
@@ -46,18 +52,30 @@ def page(run_dir: Path) -> dict[str, Any]:
     lines = [line for line in lines if isinstance(line.get("step"), int)]
     trained = jsonl.kept([line for line in lines if line.get("interval_steps")])
     evaluated = jsonl.kept([line for line in lines if line.get("eval_loss") is not None])
+    terms = sorted({key for line in trained for key in line if key.endswith("_loss") and not key.startswith("eval_")})
+    sets = figures_of_sets(lines, terms)
+    apart = (*(f"eval_{name}_" for name in sets), "passes_")
     sample = run_dir / SAMPLE
     starts = [event for event in events if event.get("kind") == "start"]
+    marks = [start["resumed_at"] for start in starts if start.get("resumed_at")]
     return {
         "name": config.get("name") or run_dir.name,
         "finished": bool(summary),
         "subtitle": _subtitle(config, summary, starts),
         "tiles": tiles(summary, trained, evaluated, events),
         "comparisons": comparisons(summary),
-        "charts": charts(trained, evaluated, lines, summary, [start["resumed_at"] for start in starts if start.get("resumed_at")]),
-        "attempts": len(starts),
+        "charts": charts(trained, evaluated, lines, terms, sets, summary, marks),
+        "attempts": sections.attempts(events),
+        "sets": sections.sets(lines, sets),
+        "passes": sections.passes(summary, events),
+        "profile": sections.profile(run_dir),
         "sample": sample.read_text(encoding="utf-8", errors="replace").strip() if sample.is_file() else "",
-        "summary": [(key.removesuffix("_bytes").replace("_", " "), shown(key, value)) for key, value in summary.items()],
+        "samples": sections.samples(run_dir),
+        "summary": [
+            (key.removesuffix("_bytes").replace("_", " "), shown(key, value))
+            for key, value in summary.items()
+            if not key.startswith(apart)
+        ],
         "events": [_event(event, events[0].get("time")) for event in events[-_EVENTS:]],
         "left_out": max(0, len(events) - _EVENTS),
         "hints": hints(run_dir, config, summary),
@@ -90,13 +108,13 @@ def tiles(
     times = [line["time"] for line in (*events, *trained, *evaluated) if isinstance(line.get("time"), (int, float))]
     wall = duration(max(times) - min(times)) if times else None
     found = [
-        ("held-out loss", _number(now.get("eval_loss")), "nats"),
-        ("loss", _number(now.get("loss")), f"at step {now['steps']:,}" if now.get("steps") else ""),
-        ("bits per byte", _number(now.get("bits_per_byte") or now.get("eval_bits_per_byte")), _beside_gzip(now)),
-        ("throughput", _rate(now.get("tokens_per_second")), "tokens a second, all devices"),
-        ("MFU", _percent(now.get("mfu")), "of the devices' bf16 peak"),
-        ("goodput", _percent(now.get("goodput")), f"of {wall}" if wall else ""),
-        ("tokens", _rate(now.get("tokens")), "in training"),
+        ("held-out loss", number(now.get("eval_loss")), "nats"),
+        ("loss", number(now.get("loss")), f"at step {now['steps']:,}" if now.get("steps") else ""),
+        ("bits per byte", number(now.get("bits_per_byte") or now.get("eval_bits_per_byte")), _beside_gzip(now)),
+        ("throughput", rate(now.get("tokens_per_second")), "tokens a second, all devices"),
+        ("MFU", percent(now.get("mfu")), "of the devices' bf16 peak"),
+        ("goodput", percent(now.get("goodput")), f"of {wall}" if wall else ""),
+        ("tokens", rate(now.get("tokens")), "in training"),
     ]
     return [{"label": label, "value": value, "note": note} for label, value, note in found if value]
 
@@ -142,10 +160,10 @@ def _comparison(title: str, rows: list[tuple[str, float]], note: str, form: Any,
 Lines = list[dict[str, Any]]
 
 
-def charts(trained: Lines, evaluated: Lines, lines: Lines, summary: dict[str, Any], marks: list[int]) -> list[Chart]:
+def charts(
+    trained: Lines, evaluated: Lines, lines: Lines, terms: list[str], sets: list[str], summary: dict[str, Any], marks: list[int]
+) -> list[Chart]:
     """The curves that there are figures for. lines: of metrics.jsonl; trained, evaluated: those of steps and of the held-out part."""
-    terms = sorted({key for line in trained for key in line if key.endswith("_loss") and not key.startswith("eval_")})
-    sets = figures_of_sets(lines, terms)
     # The z-loss is no loss in nats, and would flatten the others.
     terms = [term for term in terms if not term.endswith("_z_loss")]
     loss = curves_of(trained, "loss", "training", smoothed=True) + curves_of(evaluated, "eval_loss", "held out", "second", points=True)
@@ -188,6 +206,8 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
     run = f"run={relative(run_dir)}"
     task = (config.get("task") or {}).get("name", "")
     prompt, does, kind = _USES.get(task, _USES["clm"])
+    if task == "clm" and (config.get("data") or {}).get("name", "stdlib") != "stdlib":
+        prompt = "The "
     found = []
     has_model = (run_dir / "model").is_dir()
     if has_model:
@@ -241,41 +261,6 @@ def _short(value: Any) -> str:
         return "(in events.jsonl)"
     text = f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 240 else text[:240] + "…"
-
-
-def shown(key: str, value: Any) -> str:
-    """A figure of the summary as a person reads it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if key.endswith("_bytes"):
-        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
-    if key in ("mfu", "goodput") or "accuracy" in key:
-        return f"{value:.1%}"
-    if key.endswith("_per_second"):
-        return f"{value:,.0f}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, (int, float)) else ""
-
-
-def _percent(value: Any) -> str:
-    return f"{value:.1%}" if isinstance(value, (int, float)) else ""
-
-
-def _rate(value: Any) -> str:
-    if not isinstance(value, (int, float)):
-        return ""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e4, "K")):
-        if value >= size:
-            scaled = value / (1e3 if letter == "K" else size)
-            return f"{scaled:.3g}{letter}" if scaled < 1000 else f"{scaled:,.0f}{letter}"
-    return f"{value:,.0f}"
 
 
 def _json(path: Path) -> dict[str, Any]:

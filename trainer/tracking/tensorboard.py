@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import flatten
-from trainer.tracking.names import grouped, is_figure
+from trainer.tracking.figures import grouped, is_figure
 
 FOLDER = "tensorboard"
 # Of the figures of a run, these stand beside its settings in the HParams tab.

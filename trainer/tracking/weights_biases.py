@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from trainer.network import answers
 from trainer.settings import Artifact, DefaultTracking, WandbMode
-from trainer.tracking.names import grouped, is_figure
+from trainer.tracking.figures import grouped, is_figure
 from trainer.tracking.redaction import redacted_words
 from trainer.tracking.report import REPORT
 

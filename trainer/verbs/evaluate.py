@@ -71,7 +71,7 @@ def _print(figures: dict[str, Any], recorded: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trainer.tracking.report import shown
+    from trainer.tracking.figures import shown
 
     table = Table("held out", box=None, pad_edge=False, header_style="bold")
     table.add_column("now", justify="right")

@@ -101,7 +101,8 @@ def _diff(words: list[str]) -> int:
     from trainer.catalogue import tables
     from trainer.catalogue.comparison import compare, picture
     from trainer.catalogue.entries import named
-    from trainer.tracking.report import relative, shown
+    from trainer.tracking.figures import shown
+    from trainer.tracking.report import relative
 
     comparison = compare(*(named(name, Path(options.root)) for name in names))
     console = tables.console()
@@ -131,6 +132,7 @@ def _clean(words: list[str]) -> int:
     from trainer.catalogue.cleaning import delete, leftovers
     from trainer.catalogue.conditions import selected
     from trainer.catalogue.entries import entries
+    from trainer.tracking.figures import size
 
     every = entries(Path(options.root))
     left = leftovers(selected(every, conditions), options.keep, every)
@@ -139,14 +141,14 @@ def _clean(words: list[str]) -> int:
         console.print("nothing to remove")
         return 0
     tables.show(console, tables.removable(left))
-    console.print(f"together {tables.size(sum(each.size for each in left))}")
+    console.print(f"together {size(sum(each.size for each in left))}")
     if not options.yes and not _agreed():
         console.print("nothing was removed; yes=true removes it")
         return 0
     freed, spared = delete(left, options.keep, every)
     for text in spared:
         console.print(f"left alone: {text}", soft_wrap=True, markup=False)
-    console.print(f"removed {tables.size(freed)}")
+    console.print(f"removed {size(freed)}")
     return 0
 
 

@@ -1,0 +1,62 @@
+"""Figures of metrics.jsonl and summary.json: what they are called where they are mirrored, and as a person reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def grouped(key: str) -> str:
+    """`eval_loss` → `eval/loss`, `loss` → `train/loss`: W&B and TensorBoard lay panels out by the part before the slash."""
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+
+
+def is_figure(value: Any) -> bool:
+    """Whether a value can be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def shown(key: str, value: Any) -> str:
+    """A figure under its key, in the unit that the key tells."""
+    if value is None:
+        return "–"
+    if not is_figure(value):
+        return str(value)
+    if key.endswith("_bytes"):
+        return size(value)
+    if key in ("mfu", "goodput") or "accuracy" in key:
+        return f"{value:.1%}"
+    if key.endswith("_per_second"):
+        return f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def number(value: Any) -> str:
+    """Three decimals; nothing for what is no figure."""
+    return f"{value:.3f}" if is_figure(value) else ""
+
+
+def percent(value: Any) -> str:
+    """A share; nothing for what is no figure."""
+    return f"{value:.1%}" if is_figure(value) else ""
+
+
+def rate(value: Any) -> str:
+    """A large number by its leading digits: `12.3K`, `4.56M`; nothing for what is no figure."""
+    if not is_figure(value):
+        return ""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e4, "K")):
+        if value >= unit:
+            scaled = value / (1e3 if letter == "K" else unit)
+            return f"{scaled:.3g}{letter}" if scaled < 1000 else f"{scaled:,.0f}{letter}"
+    return f"{value:,.0f}"
+
+
+def size(count: float) -> str:
+    """Bytes, in the unit that fits: three digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.{0 if abs(count) >= 100 else 1 if abs(count) >= 10 else 2}f} {unit}"
+        count /= 1024
+    return f"{count:.2f} TiB"
