@@ -16,6 +16,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 
 from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement
+from trainer.data.defining import named
 from trainer.data.evals import EvalSet, eval_sets, refuse_shared_figures
 from trainer.data.mixture import leaves, sources_of
 from trainer.data.sources import Data
@@ -176,8 +177,10 @@ def check(config: Config) -> None:
     config.evals = {one.name: one.in_full() for one in config.eval_sets}
     refuse_shared_figures(config.evals, sources_of(config.data), config.task.terms)
     config.task.compatible(config.model)
-    for source in (*(source for *_, source in leaves(config.data)), *(one.source for one in config.eval_sets)):
-        source.suits(config.tokenizer, config.task)
+    sources = [(key, source) for _, key, _, source in leaves(config.data)] + [(one.key, one.source) for one in config.eval_sets]
+    for key, source in sources:
+        with named(key):
+            source.suits(config.tokenizer, config.task)
     refuse_unsupported(config)
 
 
