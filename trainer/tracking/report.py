@@ -72,9 +72,7 @@ def page(run_dir: Path) -> dict[str, Any]:
         "sample": sample.read_text(encoding="utf-8", errors="replace").strip() if sample.is_file() else "",
         "samples": sections.samples(run_dir),
         "summary": [
-            (key.removesuffix("_bytes").replace("_", " "), shown(key, value))
-            for key, value in summary.items()
-            if not key.startswith(apart)
+            (key.removesuffix("_bytes").replace("_", " "), shown(key, value)) for key, value in summary.items() if not key.startswith(apart)
         ],
         "events": [_event(event, events[0].get("time")) for event in events[-_EVENTS:]],
         "left_out": max(0, len(events) - _EVENTS),
