@@ -178,7 +178,7 @@ def test_clean_removes_what_can_go_and_nothing_else(shell, made, tmp_path, monke
     (runs / "new" / "config.yaml").write_text(tree)
 
     out = shell("clean")
-    assert "4.9 KiB" in out and "checkpoints/step-0000004" in out and "yes=true" in out
+    assert "4.88 KiB" in out and "checkpoints/step-0000004" in out and "yes=true" in out
     assert partial.exists() and torn.exists(), "nothing goes unasked"
     with RunDir(runs / "stopped").locked():
         assert ".partial" not in shell("clean", "yes=true"), "never of a running one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,15 +33,17 @@ class Done:
 
 
 class Shell:
-    """A folder in which commands are typed."""
+    """A folder in which commands are typed, with a cache of its own: a newcomer has prepared nothing before."""
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.environment = {**os.environ, "TRAINER_CACHE": str(folder / "cache")}
 
     def trainer(self, *words: str, timeout: float = 240) -> Done:
         done = subprocess.run(
             [sys.executable, "-m", "trainer", *words],
             cwd=self.folder,
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=timeout,
