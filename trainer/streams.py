@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+# The constants of splitmix64 as NumPy has them: made anew, they would cost more than what is done with them.
+_FIRST, _SECOND, _GOLDEN_WORD = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(_GOLDEN)
+_27, _30, _31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 
 def _finalize(word: int) -> int:
@@ -34,19 +37,43 @@ def mix(*words: int | str) -> int:
     return state
 
 
-def hash_array(seed: int, values: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """A 64-bit hash of each value under a seed; same shape."""
+def mix_arrays(*words: int | str | NDArray[np.integer]) -> NDArray[np.uint64]:
+    """`mix` of every element of arrays of one shape: mix_arrays(seed, "mask", rows)[i] == mix(seed, "mask", rows[i])."""
+    state: NDArray[np.uint64] | np.uint64 = np.uint64(0)
     with np.errstate(over="ignore"):
-        word = np.asarray(values).astype(np.uint64) + np.uint64((seed * 2 + 1) & _MASK)
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        word = (word ^ np.uint64(seed & _MASK)) + np.uint64(_GOLDEN)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        return word ^ (word >> np.uint64(31))
+        for word in words:
+            value = zlib.crc32(word.encode()) if isinstance(word, str) else word
+            state = state + (_GOLDEN_WORD + _words(value))
+            state = (state ^ (state >> _30)) * _FIRST
+            state = (state ^ (state >> _27)) * _SECOND
+            state = state ^ (state >> _31)
+    return np.asarray(state)
 
 
-def uniform(seed: int, values: NDArray[np.integer]) -> NDArray[np.float64]:
-    """A number in [0, 1) for each value under a seed."""
+def hash_array(seed: int | NDArray[np.integer], values: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each value under one seed, or each under its own: a bijection of the values of a seed. Same shape."""
+    seeds = _words(seed)
+    with np.errstate(over="ignore"):
+        # In place where it can be: over as many values as a batch has tokens, memory is what costs.
+        word = seeds * np.uint64(2) + np.uint64(1) + np.asarray(values).astype(np.uint64)
+        word ^= word >> _30
+        word *= _FIRST
+        word ^= seeds
+        word += _GOLDEN_WORD
+        word ^= word >> _27
+        word *= _SECOND
+        word ^= word >> _30
+        word *= _FIRST
+        word ^= word >> _31
+        return word
+
+
+def _words(value: int | NDArray[np.integer]) -> NDArray[np.uint64] | np.uint64:
+    return np.uint64(value & _MASK) if isinstance(value, int) else np.asarray(value).astype(np.uint64, copy=False)
+
+
+def uniform(seed: int | NDArray[np.integer], values: NDArray[np.integer]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each value under a seed, or each under its own."""
     return (hash_array(seed, values) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

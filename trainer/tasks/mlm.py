@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from trainer.choices import choice
 from trainer.tasks import Pick
-from trainer.tasks.masking import Draft, Ints, Masking
+from trainer.tasks.masking import Draft, Masking
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,17 +33,15 @@ class MaskedLM(Masking):
 
         pack_documents(corpus.documents(split), sequence_length, self.probability, writer)
 
-    def row(self, split: Split, pick: Pick) -> dict[str, Ints]:
-        """One row: its documents, or parts of one, each `[CLS] text [SEP]`."""
-        special = split.special
-        assert special.cls is not None and special.sep is not None, "prepare refuses a tokenizer without them"
-        pieces = split.rows.pieces(pick.row)
-        draft = Draft(pieces[:, 1] + 2, self.whole_word)
-        ends = np.cumsum(draft.lengths)
-        draft.tokens[ends - draft.lengths], draft.tokens[ends - 1] = special.cls, special.sep
-        for end, (start, length) in zip(ends.tolist(), pieces.tolist(), strict=True):
-            draft.put(end - 1 - length, split, start, length)
-        return self.masked_row(split, pick, draft)
+    def draft(self, split: Split, picks: Sequence[Pick]) -> Draft:
+        """Documents, or parts of them, each `[CLS] text [SEP]`."""
+        tables = [split.rows.pieces(pick.row) for pick in picks]
+        starts, lengths = np.concatenate(tables).T
+        draft = Draft(split, np.array([len(pieces) for pieces in tables]), lengths + 2)
+        draft.special(draft.starts, split.special.cls)
+        draft.text(draft.starts + 1, starts, lengths)
+        draft.special(draft.starts + 1 + lengths, split.special.sep)
+        return draft
 
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
         from trainer.models.heads import MaskedModule

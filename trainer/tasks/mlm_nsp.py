@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from trainer.choices import choice
 from trainer.streams import mix
 from trainer.tasks import Pick
-from trainer.tasks.masking import Draft, Ints, Masking
+from trainer.tasks.masking import Draft, Masking
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,34 +29,29 @@ class MaskedLMWithNextSentence(Masking):
 
     terms: ClassVar[dict[str, float]] = {"mlm": 1.0, "nsp": 1.0}
     objective: ClassVar[str] = "pretraining"
-    sequences: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "position_ids")
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         from trainer.data.packing import pack_pairs
 
         pack_pairs(corpus.documents(split), corpus.sentences(split), sequence_length, self.probability, mix(seed, "pairs", split), writer)
 
-    def row(self, split: Split, pick: Pick) -> dict[str, Ints]:
-        """One row: its pairs `[CLS] A [SEP] B [SEP]`."""
-        special = split.special
-        assert special.cls is not None and special.sep is not None, "prepare refuses a tokenizer without them"
-        pieces = split.rows.pieces(pick.row)
-        draft = Draft(pieces[:, 1] + pieces[:, 3] + 3, self.whole_word)
-        types = np.zeros(len(draft.tokens), np.int64)
-        at = 0
-        for a_start, a_length, b_start, b_length, _is_next in pieces.tolist():
-            middle, end = at + 1 + a_length, at + a_length + b_length + 2
-            draft.tokens[at], draft.tokens[middle], draft.tokens[end] = special.cls, special.sep, special.sep
-            draft.put(at + 1, split, a_start, a_length)
-            draft.put(middle + 1, split, b_start, b_length)
-            types[middle + 1 : end + 1] = 1
-            at = end + 1
-        return self.masked_row(split, pick, draft) | {
-            "token_type_ids": types,
-            "nsp_index": np.cumsum(draft.lengths) - draft.lengths,
-            # 0: B follows A, as in BertForPreTraining.
-            "nsp_targets": 1 - pieces[:, 4],
-        }
+    def draft(self, split: Split, picks: Sequence[Pick]) -> Draft:
+        """Pairs, each `[CLS] A [SEP] B [SEP]`."""
+        tables = [split.rows.pieces(pick.row) for pick in picks]
+        a_starts, a_lengths, b_starts, b_lengths, is_next = np.concatenate(tables).T
+        lengths = a_lengths + b_lengths + 3
+        draft = Draft(split, np.array([len(pieces) for pieces in tables]), lengths)
+        middles = draft.starts + 1 + a_lengths
+        draft.special(draft.starts, split.special.cls)
+        draft.text(draft.starts + 1, a_starts, a_lengths)
+        draft.special(middles, split.special.sep)
+        draft.text(middles + 1, b_starts, b_lengths)
+        draft.special(middles + 1 + b_lengths, split.special.sep)
+        types = draft.sequences["position_ids"] > np.repeat(a_lengths + 1, lengths)
+        draft.sequences = {"token_type_ids": types.astype(np.int64)} | draft.sequences
+        # 0: B follows A, as in BertForPreTraining.
+        draft.targets["nsp"] = draft.starts, 1 - is_next
+        return draft
 
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
         from trainer.models.heads import PretrainingModule
