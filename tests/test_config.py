@@ -153,7 +153,15 @@ def test_ends_of_ranges_are_allowed():
         find(group, name)(**fields)
 
 
-def test_counts_may_be_written_as_floats():
+def test_counts_may_be_written_as_floats(tmp_path):
+    """On the command line and in YAML, where 1e9 is a float, and a string in quotes."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ntokens: 1e9\nglobal_batch: '1e2'\neval_every: 1e3\n")
+    mine = compose(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    assert (mine.tokens, mine.global_batch, mine.eval_every) == (10**9, 100, 1000)
+    assert all(type(count) is int for count in (mine.tokens, mine.global_batch, mine.eval_every))
+    assert "global_batch: 'many'; allowed: a whole number" in refused("steps=1", "global_batch=many")
+    assert "steps: 1.5; allowed: a whole number" in refused("steps=1.5")
     config = compose("tokens=1e9", "global_batch=1e2", "sequence_length=5.12e2")
     assert (config.tokens, config.global_batch, config.sequence_length) == (10**9, 100, 512)
     assert type(config.tokens) is int and compose("++steps=1e3").steps == 1000

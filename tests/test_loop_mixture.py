@@ -13,6 +13,7 @@ import pytest
 
 from tests.distributed import run_distributed
 from tests.loops import BERT, ledger, lines, losses, ready, single, train, training, write_texts
+from trainer import sampling
 from trainer.data.corpus import open_corpus
 from trainer.run import RunDir, load_frozen
 from trainer.tracking.report import write
@@ -111,6 +112,9 @@ def test_each_source_has_figures_of_its_own_and_each_set_its_cadence(tmp_path, t
     assert summary["eval_news_bits_per_byte"] > 0 and {f"passes_{name}" for name in counts} < summary.keys()
     recomputed = held_out(RunDir(path))
     assert {key: recomputed[key] for key in recomputed} == pytest.approx({key: summary[key] for key in recomputed}, rel=1e-4)
+    stretches = sampling.held_out(here.corpus, 8, 5)
+    assert [stretch[0] for stretch in stretches[:3]] == [part.tokens("eval").read(0, 1)[0] for part in parts.values() if not part.members]
+    assert stretches[3] == parts["books"].tokens("eval").read(8, 8).tolist(), "of each source in turn"
     page = write(path).read_text()
     assert "Loss by source and set" in page and all(f">{name}<" in page for name in ("books", "web.en", "news"))
     # Measuring is not computing: without the sets the curve is the same, and they may come and go between a stop and a resume.

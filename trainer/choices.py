@@ -93,6 +93,20 @@ def require_share(chosen: Choice, *fields: str, whole: bool = False) -> None:
     _require(chosen, fields, lambda value: 0 <= value <= 1 and (whole or value < 1), allowed, False)
 
 
+def whole_number(key: str, value: Any) -> int:
+    """A count, however it was written: 1000, 1e9, "1e9". YAML reads 1e9 as a float, and as a string where it stands in quotes.
+
+    Raises ConfigError where it is no whole number.
+    """
+    try:
+        number = value if isinstance(value, int) else float(value)
+        if not isinstance(value, bool) and number == int(number):
+            return int(number)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{key}: {value!r}; allowed: a whole number, such as 1000 or 1e9")
+
+
 def _require(chosen: Choice, fields: Iterable[str], holds: Callable[[Any], bool], allowed: str, optional: bool) -> None:
     for field in fields:
         value = getattr(chosen, field)

@@ -23,8 +23,6 @@ from trainer.config import BUDGETS, GROUPS, Config, flatten
 
 _SEARCHPATH = "hydra.searchpath"
 _stored: dict[tuple[str, str], type] = {}
-# Counts that people write as 1e9, which is a float to Hydra.
-_WHOLE = ("steps", "tokens", "global_batch", "sequence_length", "eval_every", "save_every")
 
 
 def compose(*overrides: str) -> Config:
@@ -37,7 +35,7 @@ def compose_tree(overrides: Iterable[str]) -> DictConfig:
     words = list(overrides)
     parsed = parse(words)
     free = free_fields()
-    words = [_added(_whole(word, override), override, free) for word, override in zip(words, parsed, strict=True)]
+    words = [_added(word, override, free) for word, override in zip(words, parsed, strict=True)]
     for override in parsed:
         group = override.key_or_group
         if group in GROUPS and override.value() is None and not override.is_delete():
@@ -52,14 +50,6 @@ def compose_tree(overrides: Iterable[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException) as error:
             raise _explain(error, parsed) from error
     return tree
-
-
-def _whole(word: str, override: Override) -> str:
-    """The word, with a float that is a whole number written as one where a count is asked for: `tokens=1e9`."""
-    value = override.value()
-    if override.key_or_group in _WHOLE and isinstance(value, float) and value.is_integer():
-        return f"{word.split('=', 1)[0]}={int(value)}"
-    return word
 
 
 def _added(word: str, override: Override, free: Iterable[str]) -> str:

@@ -10,12 +10,12 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import yaml
 from omegaconf import MISSING, OmegaConf
 
-from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement
+from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement, whole_number
 from trainer.data.defining import named
 from trainer.data.evals import EvalSet, eval_sets, refuse_shared_figures
 from trainer.data.mixture import leaves, sources_of
@@ -27,6 +27,12 @@ from trainer.schedules import Schedule
 from trainer.settings import Checkpoint, Device, Precision, Profile, Survival, Tracking
 from trainer.strategies import Strategy
 from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    Count = int
+else:
+    # OmegaConf takes no 1e9 for an int; `check` does.
+    Count = Annotated[Any, int]
 
 
 @dataclasses.dataclass
@@ -74,17 +80,17 @@ class Config:
     name: str = placement("${model.name}-${task.name}", help="the run's name")
     output_dir: str = placement("runs/${name}", help="the run directory itself")
     seed: int = identity(0, help="of every random draw")
-    steps: int | None = identity(None, help="budget in optimizer steps")
-    tokens: int | None = identity(None, help="budget in real tokens")
+    steps: Count | None = identity(None, help="budget in optimizer steps")
+    tokens: Count | None = identity(None, help="budget in real tokens")
     epochs: float | None = identity(None, help="budget in passes over the rows")
-    global_batch: int = identity(64, help="rows of an optimizer step, over all devices")
+    global_batch: Count = identity(64, help="rows of an optimizer step, over all devices")
     batch_ramp: BatchRamp = identity(default_factory=BatchRamp)
-    sequence_length: int = identity(256, help="tokens of a row")
+    sequence_length: Count = identity(256, help="tokens of a row")
     micro_batch: Union[int, str] = placement("auto", help="rows a device takes at once, or auto")  # noqa: UP007 (OmegaConf)
     deterministic: bool = placement(False, help="bit-equal repetition on GPUs, slower")
-    eval_every: int | None = placement(None, help="steps between evaluations; there is always one at the end")
-    save_every: int = placement(1000, help="steps between checkpoints; there is always one at a stop and at the end")
-    log_every: int = placement(10, help="steps between lines of metrics.jsonl")
+    eval_every: Count | None = placement(None, help="steps between evaluations; there is always one at the end")
+    save_every: Count = placement(1000, help="steps between checkpoints; there is always one at a stop and at the end")
+    log_every: Count = placement(10, help="steps between lines of metrics.jsonl")
     resume: Resume = placement(default_factory=Resume)
     init: Init = identity(default_factory=Init)
     recompute: Recompute = placement(default_factory=Recompute)
@@ -124,6 +130,7 @@ GROUPS = ("model", "tokenizer", "task", "data", "optim", "schedule", "strategy",
 # What a run's name cannot hold: it is a folder's name and stands on command lines.
 UNNAMEABLE = re.compile(r"[^\w.,=@+ -]")
 BUDGETS = ("steps", "tokens", "epochs")
+COUNTS = ("steps", "tokens", "global_batch", "sequence_length", "eval_every", "save_every", "log_every")
 RECOMPUTE_KEEPS = ("attention", "matmul")
 
 
@@ -131,6 +138,9 @@ def check(config: Config) -> None:
     """Refuse what cannot run, and contradictions between fields. Raises ConfigError naming the dotted key."""
     from trainer.strategies.matrix import refuse_unsupported
 
+    for key in COUNTS:
+        if (count := getattr(config, key)) is not None:
+            setattr(config, key, whole_number(key, count))
     given = [key for key in BUDGETS if getattr(config, key) is not None]
     if len(given) != 1:
         have = ", ".join(f"{key}={getattr(config, key)}" for key in given) or "none"

@@ -120,7 +120,7 @@ def _options(cls: type, prefix: str, role: str, leave_out: set[str]) -> Iterator
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _default(field: dataclasses.Field[Any]) -> str | None:
@@ -134,6 +134,8 @@ def _default(field: dataclasses.Field[Any]) -> str | None:
 def describe(hint: Any) -> tuple[str, tuple[str, ...]]:
     """A type as people write it, and the words it allows where they can be counted."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:  # what it takes is wider than what it is
+        return describe(parts[1])
     if origin in (Union, types.UnionType):
         described = [describe(part) for part in parts]
         return " | ".join(kind for kind, _ in described), tuple(word for _, words in described for word in words)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _TOKENS = 120
 # Of a masked model: so many held-out tokens are restored at once.
 _RESTORED = 48
+# Another goes on with the first words, or characters, of so many held-out tokens.
+_BEGINNING, _WORDS, _CHARACTERS = 32, 4, 8
 
 
 def samples(placement: Placement, corpus: Corpus, config: Config, world: World) -> list[dict[str, str]]:
@@ -46,20 +48,32 @@ def samples(placement: Placement, corpus: Corpus, config: Config, world: World) 
 
 
 def texts(writer: Writer, corpus: Corpus, config: Config, count: int) -> list[dict[str, str]]:
-    """What a model writes, {prompt, text}: the same count of texts for the same weights, each time."""
+    """What a model writes, {prompt, text}, at most count of them: the same for the same weights, each time."""
     if writer.fills or writer.infills:
-        return _restored(writer, corpus, min(_RESTORED, writer.limit - 2), count)
-    # Source code begins in few ways; most other text can begin anyhow.
-    prompts = getattr(config.tracking, "prompts", None) or ["def " if config.data.name == "stdlib" else ""]
+        found = [writer.restore(ids) for ids in held_out(corpus, min(_RESTORED, writer.limit - 2), count)]
+        return [{"prompt": text.partition("\n\n→ ")[0], "text": text} for text in found]
+    prompts = list(getattr(config.tracking, "prompts", ()))
+    if not prompts and config.data.name == "stdlib":
+        prompts = ["def "]
+    if not prompts:
+        ids = held_out(corpus, min(_BEGINNING, writer.limit - 1), count)
+        prompts = [beginning(writer.tokenizer.decode(each, skip_special_tokens=True)) for each in ids]
+    numbered = [(number, prompts[number % len(prompts)]) for number in range(count)]
+    return [{"prompt": prompt, "text": writer.write(prompt, _TOKENS, seed=config.seed + number)} for number, prompt in numbered]
+
+
+def held_out(corpus: Corpus, length: int, count: int) -> list[list[int]]:
+    """Stretches of `length` held-out tokens, at most count: one after the other, in a mixture of each source in turn."""
+    streams = [each.tokens("eval") for each in corpus.named().values() if not each.members]
     found = []
     for number in range(count):
-        prompt = prompts[number % len(prompts)]
-        found.append({"prompt": prompt, "text": writer.write(prompt, _TOKENS, seed=config.seed + number)})
+        stream, start = streams[number % len(streams)], number // len(streams) * length
+        if number < len(streams) or start + length <= len(stream):
+            found.append(stream.read(start, min(length, len(stream) - start)).tolist())
     return found
 
 
-def _restored(writer: Writer, corpus: Corpus, length: int, count: int) -> list[dict[str, str]]:
-    tokens = corpus.split("eval").tokens
-    starts = [number * length for number in range(count) if number == 0 or (number + 1) * length <= len(tokens)]
-    found = [writer.restore(tokens.read(start, min(length, len(tokens) - start)).tolist()) for start in starts]
-    return [{"prompt": text.partition("\n\n→ ")[0], "text": text} for text in found]
+def beginning(text: str) -> str:
+    """The first words of a text, of one without spaces the first characters: for a model to go on with."""
+    words = text.split()
+    return " ".join(words[:_WORDS]) if len(words) > _WORDS else "".join(words)[:_CHARACTERS]

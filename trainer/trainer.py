@@ -157,7 +157,8 @@ class Training:
             useful_seconds=useful_seconds(jsonl.read(self.run / "metrics.jsonl"), self.step),
         )
         self.trackers = Trackers(config, self.run.path, world, steps=self.steps, step=self.step)
-        self._event("start", world_size=world.size, strategy=config.strategy.name, resumed_at=self.step, digest=digest(config))
+        began = {"resumed_at": self.step} if opened is not None else {}
+        self._event("start", world_size=world.size, strategy=config.strategy.name, **began, digest=digest(config))
         if opened is not None and opened.problems:
             self._event("fallback", used=opened.path.name, problems=opened.problems)
 

@@ -88,6 +88,8 @@ def test_the_list_tells_state_figures_and_place(shell, made):
     assert found["plain"][2:5] == ["6/6", f"{summary['loss']:.3f}", f"{summary['eval_loss']:.3f}"]
     assert found["plain"][-4:-2] == ["single", "1"] and found["plain"][-1] == summary["digest"][:8]
     assert found["stopped"][2] == "5/6"
+    stopped = Entry(RunDir(made / "runs" / "stopped"), "stopped")
+    assert stopped.fact("loss") > 0 and stopped.fact("eval_loss") is None, "the loss of training is none of the held-out part"
     assert found["again"][-1] == found["plain"][-1] != found["stopped"][-1]
     assert lines(shell("state=new")).keys() == {"new"}
 

@@ -122,7 +122,8 @@ def test_the_page_holds_the_whole_run_and_nothing_from_elsewhere(tmp_path: Path,
         assert "gzip -9" in page.text and "2.500 bits/byte" in page.text and "1.250 bits/byte" in page.text
     else:
         assert "Loss by term" in page.text and "Masked tokens found" in page.text and "[MASK]" in page.text
-    assert "trainer generate run=" in page.text and 'prompt="' in page.text
+    prompt = "if a < b" if task == "clm" else "The [MASK] is here."
+    assert "trainer generate run=" in page.text and f'prompt="{prompt}"' in page.text, "it begins as its data does"
     assert "prefers-color-scheme: dark" in path.read_text()
     assert "var(--first)" in path.read_text() and "#040506" not in path.read_text(), "curves take the page's colours"
 

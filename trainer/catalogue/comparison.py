@@ -12,7 +12,7 @@ from trainer.choices import IDENTITY, PLACEMENT, ConfigError
 from trainer.config import role_of, roles
 from trainer.run import load_frozen
 from trainer.tracking import jsonl
-from trainer.tracking.charts import Chart, Curve, smooth
+from trainer.tracking.charts import Chart, curves_of
 from trainer.tracking.figures import is_figure, shown
 from trainer.tracking.report import rendered
 
@@ -134,15 +134,13 @@ def picture(comparison: Comparison) -> Path:
 
 
 def _charts(first: Entry, second: Entry) -> list[Chart]:
-    charts = []
-    for title, key, lines_of in (("Training loss", "loss", "interval_steps"), ("Held-out loss", "eval_loss", "eval_loss")):
-        curves: list[Curve] = []
-        for entry, colour in ((first, "first"), (second, "second")):
-            known = [(line["step"], line[key]) for line in _lines(entry, lines_of) if is_figure(line.get(key))]
-            steps, values = [step for step, _ in known], [value for _, value in known]
-            if key == "loss" and len(values) >= 40:
-                curves.append(Curve(entry.label, steps, values, colour, faint=True))
-                values = smooth(values)
-            curves.append(Curve(entry.label, steps, values, colour, points=key != "loss"))
-        charts.append(Chart(title, "nats; bold: running mean" if any(curve.faint for curve in curves) else "nats", curves))
-    return [chart for chart in charts if any(curve.values for curve in chart.curves)]
+    loss, held_out = (
+        [
+            curve
+            for entry, colour in ((first, "first"), (second, "second"))
+            for curve in curves_of(_lines(entry, kind), key, entry.label, colour, points=not smoothed, smoothed=smoothed)
+        ]
+        for key, kind, smoothed in (("loss", "interval_steps", True), ("eval_loss", "eval_loss", False))
+    )
+    note = "nats; bold: running mean" if any(curve.faint for curve in loss) else "nats"
+    return [chart for chart in (Chart("Training loss", note, loss), Chart("Held-out loss", "nats", held_out)) if chart.curves]

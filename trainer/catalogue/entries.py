@@ -34,8 +34,8 @@ class Entry:
     def fact(self, key: str) -> Any:
         """What is known under a key: of the run, of its newest figures, of its configuration (`optim.lr`); None where nothing is."""
         for facts in (self.own, self.figures, self.config):
-            # An evaluation's figures are `eval_accuracy` in the log and `accuracy` in the summary.
-            for name in (key, f"eval_{key}", key.removeprefix("eval_")):
+            # An evaluation's figures are `eval_accuracy` in the log and `accuracy` in the summary; `loss` is that of training in both.
+            for name in (key,) if key in ("loss", "eval_loss") else (key, f"eval_{key}", key.removeprefix("eval_")):
                 if facts.get(name) is not None:
                     return facts[name]
         return None

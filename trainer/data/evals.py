@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.choices import ConfigError
+from trainer.choices import ConfigError, whole_number
 from trainer.data.defining import checked_name, defined, in_full
 from trainer.data.sources import Source
 
@@ -59,6 +59,7 @@ def refuse_shared_figures(evals: Iterable[str], sources: Mapping[str, str], term
 def _steps(value: Any, key: str) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < 1:
-        raise ConfigError(f"{key}: {value}; allowed: a number of steps from 1, or null for that of eval_every")
-    return int(value)
+    steps = whole_number(key, value)
+    if steps < 1:
+        raise ConfigError(f"{key}: {steps}; allowed: a number of steps from 1, or null for that of eval_every")
+    return steps

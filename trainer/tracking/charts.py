@@ -56,7 +56,6 @@ class Chart:
     axis: str = "step"
     levels: dict[str, float] = field(default_factory=dict)
     marks: Sequence[float] = ()
-    logarithmic: bool = False
     from_zero: bool = False
 
 
@@ -115,10 +114,8 @@ def _draw(chart: Chart, axes: Any) -> None:
             solid_capstyle="round",
             solid_joinstyle="round",
         )
-    if chart.logarithmic:
-        axes.set_yscale("log")
     low, high = _range(chart)
-    if low is not None and not chart.logarithmic:
+    if low is not None:
         axes.set_ylim(low, high)
     axes.margins(x=0.02)
     axes.grid(axis="y")

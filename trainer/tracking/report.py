@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 from trainer.atomic import write_text
 from trainer.mfu import CONVENTION
+from trainer.sampling import beginning
 from trainer.tracking import jsonl, sections
 from trainer.tracking.charts import SERIES, Chart, curves_of, svg
 from trainer.tracking.figures import number, percent, rate, shown
@@ -55,7 +57,6 @@ def page(run_dir: Path) -> dict[str, Any]:
     terms = sorted({key for line in trained for key in line if key.endswith("_loss") and not key.startswith("eval_")})
     sets = figures_of_sets(lines, terms)
     apart = (*(f"eval_{name}_" for name in sets), "passes_")
-    sample = run_dir / SAMPLE
     starts = [event for event in events if event.get("kind") == "start"]
     marks = [start["resumed_at"] for start in starts if start.get("resumed_at")]
     return {
@@ -69,7 +70,7 @@ def page(run_dir: Path) -> dict[str, Any]:
         "sets": sections.sets(lines, sets),
         "passes": sections.passes(summary, events),
         "profile": sections.profile(run_dir),
-        "sample": sample.read_text(encoding="utf-8", errors="replace").strip() if sample.is_file() else "",
+        "sample": _text(run_dir / SAMPLE),
         "samples": sections.samples(run_dir),
         "summary": [
             (key.removesuffix("_bytes").replace("_", " "), shown(key, value)) for key, value in summary.items() if not key.startswith(apart)
@@ -190,9 +191,9 @@ def charts(
     return [chart for chart in found if any(curve.values for curve in chart.curves)]
 
 
-# Task → a prompt, what the model does with it, and the class of transformers that loads it.
-_USES = {
-    "clm": ("def ", "Let it write.", "AutoModelForCausalLM"),
+# Task → a prompt (None: words of its data), what the model does with it, and the class of transformers that loads it.
+_USES: dict[str, tuple[str | None, str, str]] = {
+    "clm": (None, "Let it write.", "AutoModelForCausalLM"),
     "mlm": ("The [MASK] is here.", "Let it fill in words.", "AutoModelForMaskedLM"),
     "mlm_nsp": ("The [MASK] is here.", "Let it fill in words.", "AutoModelForPreTraining"),
     "denoising": ("The <extra_id_0> is here.", "Let it fill in spans.", "AutoModelForSeq2SeqLM"),
@@ -204,12 +205,12 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
     run = f"run={relative(run_dir)}"
     task = (config.get("task") or {}).get("name", "")
     prompt, does, kind = _USES.get(task, _USES["clm"])
-    if task == "clm" and (config.get("data") or {}).get("name", "stdlib") != "stdlib":
-        prompt = "The "
+    if prompt is None and (config.get("data") or {}).get("name") != "stdlib":
+        prompt = beginning(_text(run_dir / SAMPLE))
     found = []
     has_model = (run_dir / "model").is_dir()
     if has_model:
-        found.append((does, shlex.join(["trainer", "generate", run]) + f' prompt="{prompt}"'))
+        found.append((does, f"{shlex.join(['trainer', 'generate', run])} prompt={_quoted(prompt or 'def ')}"))
     if summary and config.get("steps"):
         found.append(("Train longer: the command of this run, and", f"steps={2 * config['steps']} resume.extend=true"))
     layers = (config.get("model") or {}).get("layers")
@@ -222,6 +223,11 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
         found.append(("Load it in Python.", f"from transformers import {kind}\nmodel = {kind}.from_pretrained({path!r})"))
     found.append(("Compute the held-out figures anew.", shlex.join(["trainer", "evaluate", run])))
     return [{"text": text, "command": command} for text, command in found]
+
+
+def _quoted(word: str) -> str:
+    """For a shell, in double quotes where that is enough."""
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
 
 
 def relative(path: Path) -> str:
@@ -259,6 +265,10 @@ def _short(value: Any) -> str:
         return "(in events.jsonl)"
     text = f"{value:.3g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 240 else text[:240] + "…"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
 def _json(path: Path) -> dict[str, Any]:
