@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import ConfigError, choice, placement
 
@@ -28,6 +28,8 @@ CPU_PROCESSES = 2
 class Local(Launcher):
     """This machine: every visible GPU, or two processes on the CPU."""
 
+    # What a rank runs; trials of a run have their own.
+    module: ClassVar[str] = "trainer.rank"
     name: str = "local"
     processes: int | None = placement(None, help="processes on this machine; default: all GPUs, 2 on the CPU, 1 with strategy=single")
 
@@ -68,7 +70,7 @@ class Local(Launcher):
         processes, kind = self.resources(config)
         survival = config.survival
         command = [sys.executable, "-P", "-m", "trainer.agent", str(run_dir), f"--processes={processes}", f"--device={kind}"]
-        command += [f"--restarts={survival.restarts}", f"--front-door={os.getpid()}"]  # type: ignore[attr-defined]
+        command += [f"--restarts={survival.restarts}", f"--front-door={os.getpid()}", f"--module={self.module}"]  # type: ignore[attr-defined]
         if config.device.threads is not None:  # type: ignore[attr-defined]
             command.append(f"--threads={config.device.threads}")  # type: ignore[attr-defined]
         return LocalHandle(start_agent(command, lock))

@@ -58,12 +58,17 @@ def train(config: Config) -> Run:
             if not (run / REPORT).exists():
                 closing(run.path, console)  # the process before ended between the run's end and its report
             return Run(run.path, 0)
-        world_size = config.launcher.ready(config)
-        handle = config.launcher.submit(run.path, make_ready(config, run, world_size), lock=lock.fileno())
-        done = Run(run.path, handle.wait())
+        done = launched(config, run, lock.fileno())
         if done.metrics:
             closing(run.path, console)
         return done
+
+
+def launched(config: Config, run: RunDir, lock: int) -> Run:
+    """Make the run's directory ready, launch, wait for the end. lock: descriptor of the run's held lock. Raises ConfigError as `train`."""
+    world_size = config.launcher.ready(config)
+    handle = config.launcher.submit(run.path, make_ready(config, run, world_size), lock=lock)
+    return Run(run.path, handle.wait())
 
 
 def is_finished(run: RunDir, config: Config) -> bool:

@@ -45,6 +45,13 @@ def parse(words: list[str], kind: type[T], verb: str) -> T | None:
     return kind(**given)
 
 
+def taken(words: list[str], kind: type) -> tuple[list[str], list[str]]:
+    """Words of a verb that composes a run too: those that are its own options, and the rest."""
+    own = {field.name for field in dataclasses.fields(kind)}
+    mine = [word for word in words if "=" in word and word.partition("=")[0] in own]
+    return mine, [word for word in words if word not in mine]
+
+
 def usage(kind: type, verb: str) -> str:
     """What the verb takes."""
     lines = []

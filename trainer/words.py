@@ -68,6 +68,20 @@ def job_trees(overrides: list[str]) -> list[DictConfig]:
     return trees
 
 
+def trial(words: list[str], verb: str, steps: int | None = None) -> Config:
+    """The one configuration of a trial of a run, in a folder of its own beside the runs. steps: the budget where the words give none."""
+    overrides, flags = split(words)
+    if flags or any(override.is_sweep_override() for override in parse(overrides)):
+        raise ConfigError(f"{verb} tries one configuration; leave out -m, --cfg and values in commas")
+    keys = {override.key_or_group for override in parse(overrides)}
+    if steps is not None and not keys & set(BUDGETS):
+        overrides = [*overrides, f"steps={steps}"]
+    tree = compose_tree(overrides)
+    if "output_dir" not in keys:
+        tree.output_dir = f"runs/{verb}-{tree.name}"
+    return to_config(tree)
+
+
 def with_budget(tree: DictConfig) -> DictConfig:
     """The composition with a budget of one step where it has none."""
     if all(tree[key] is None for key in BUDGETS):
