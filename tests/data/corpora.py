@@ -9,8 +9,9 @@ from typing import Any
 
 from trainer.data.corpus import Corpus
 from trainer.data.evals import EvalSet
+from trainer.data.parts import Stretch
 from trainer.data.prepare import open_corpus, prepare
-from trainer.data.sources import Document, OnError, Source, Text
+from trainer.data.sources import Document, OnError, Source, SourceFile, Text
 from trainer.data.tokenizers import Tokenizer, Train
 from trainer.tasks import Task
 from trainer.tasks.clm import CausalLM
@@ -42,6 +43,11 @@ def text_source(path: Path | str | list[str], **settings: Any) -> Text:
         if key in settings:
             settings[key] = kind(settings[key])
     return Text(path=[str(entry) for entry in path] if isinstance(path, list) else str(path), processes=1, **settings)
+
+
+def whole(path: Path | str) -> list[Stretch]:
+    """One file, read in one go."""
+    return [Stretch(0, 0, SourceFile(str(path)), 0, 0)]
 
 
 def decoded(corpus: Corpus, split: str) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import itertools
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.duplicates import find_repeated
+from tests.data.corpora import whole
+from trainer.data.duplicates import Repeated, compare_parts, digest_part
 from trainer.data.fingerprints import fingerprint
 from trainer.data.reading import Parting, splits, units
 from trainer.data.segments import Segment
@@ -20,7 +23,7 @@ TEXTS = st.lists(st.sampled_from(["a", "é", "\n", "\n\n", " ", "\n \n", "x" * 5
 
 def read(path, document, parting=None, unit_bytes=64):
     """The segments of one file."""
-    found = units([SourceFile(str(path))], TextFormat(document), parting or Parting(1 << 63), [5], unit_bytes)
+    found = units(whole(path), TextFormat(document), parting or Parting(1 << 63), [5], unit_bytes)
     return [segment for unit in found for segment in unit.segments]
 
 
@@ -47,6 +50,25 @@ def test_documents_do_not_depend_on_where_units_end(scratch, document, text, uni
         found += parts
     expected = [text for text in documents(Segment(0, 0, 1, raw), document) if text.strip()]
     assert [text for text in found if text.strip()] == expected
+
+
+@pytest.mark.parametrize("document", [Document.line, Document.blank_line])
+@given(text=TEXTS, places=st.sets(st.integers(1, 300), max_size=4), unit_bytes=st.sampled_from([64, 100_000]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_that_is_read_in_stretches_is_the_same(scratch, document, text, places, unit_bytes):
+    raw = text.encode()
+    scratch.write_bytes(raw)
+    layout = TextFormat(document)
+    borders = [0, *sorted(place for place in places if place < len(raw)), len(raw)]
+    files = [SourceFile(str(scratch), start=start, stop=stop) for start, stop in itertools.pairwise(borders)]
+    segments = [segment for file in files for segment in layout.segments(0, file, unit_bytes)]
+    assert b"".join(segment.text for segment in segments) == raw
+    assert sum(segment.size for segment in segments) == len(raw)
+    for segment in segments:
+        assert segment.line + raw[: segment.after].count(b"\n") == 1 + raw[: segment.offset].count(b"\n") or not segment.text
+    if unit_bytes > len(raw):
+        expected = [text for text in documents(Segment(0, 0, 1, raw), document) if text.strip()]
+        assert [text for segment in segments for text in documents(segment, document) if text.strip()] == expected
 
 
 @given(text=TEXTS, share=st.floats(0.01, 0.5))
@@ -102,12 +124,15 @@ def test_the_first_of_equal_documents_is_kept_also_where_they_are_long(scratch, 
     scratch.write_text("\n".join(texts))
     layout = TextFormat(Document.line)
 
-    def read_units():
-        return units([SourceFile(str(scratch))], layout, Parting(1 << 63), [0], unit_bytes)
-
-    repeated = find_repeated(read_units(), layout, lambda size: None)
+    folders = [scratch.with_name(name) for name in ("part", "repeated")]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    digest_part(whole(scratch), layout, Parting(1 << 63), [0], unit_bytes, folders[0], lambda size: None)
+    compare_parts(folders[:1], folders[1])
+    repeated = Repeated(folders[1])
     kept: list[str] = []
-    for unit in map(repeated.mark, read_units()):
+    for unit in units(whole(scratch), layout, Parting(1 << 63), [0], unit_bytes, repeated):
         for segment in unit.segments:
             for _, text in splits(layout.documents(segment), segment, 1 << 63):
                 if segment.opens:

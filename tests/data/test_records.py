@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import strategies as st
 
 from tests.data.corpora import decoded, files_of, prepared
 from trainer.choices import ConfigError
-from trainer.data import json_files
+from trainer.data import json_files, parts
 from trainer.data.json_files import JsonRecords
+from trainer.data.opening import lines_before
 from trainer.data.record_sources import Arrow, Columns, Csv, Jsonl, Parquet, Tsv
 from trainer.data.segments import Flaw
 from trainer.data.sources import OnError, SourceFile
-from trainer.data.tokenizers import Train
+from trainer.data.tokenizers import Pretrained, Train
 
 POEMS = [{"title": f"poem {number}", "lines": [f"first line of {number}", "", "字 second\nline"], "id": number} for number in range(60)]
 TEXTS = [f"first line of {number}\n字 second\nline" for number in range(60)]
@@ -282,6 +284,40 @@ def test_the_result_does_not_depend_on_unit_borders(tmp_path):
         segments = list(layout.segments(0, file, unit))
         assert [text for segment in segments for text in layout.documents(segment).texts] == expected
         assert [at for segment in segments for at, text in layout.located(segment) if not isinstance(text, Flaw)] == list(range(1, 61))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("places", [(1,), (700, 701, 2500), (3000, 3500, 3900)])
+def test_a_large_file_is_read_in_stretches(tmp_path, kind, places):
+    rows = [{"text": text} for text in TEXTS]
+    path = write_lines(tmp_path / "a.jsonl", rows) if kind == "jsonl" else write_table(tmp_path, kind, rows)
+    layout = (jsonl(path) if kind == "jsonl" else Parquet(path=str(path))).layout([SourceFile(str(path))])
+    assert layout.divisible(SourceFile(str(path)))
+    size = path.stat().st_size
+    borders = [0, *(place for place in places if place < size), size]
+    files = [SourceFile(str(path), start=start, stop=stop) for start, stop in itertools.pairwise(borders)]
+    segments = [segment for file in files for segment in layout.segments(0, file, 300)]
+    assert [text.decode() for segment in segments for text in layout.documents(segment).texts] == TEXTS
+    assert sum(segment.size for segment in segments) == size
+    numbers = [lines_before(str(path), segment.after) + at for segment in segments for at, _ in layout.located(segment)]
+    assert numbers == list(range(1, 61))
+
+
+def test_b07_a_broken_record_of_a_later_part_names_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_BYTES", 400)
+    good = [json.dumps({"text": f"a good record, number {number}"}) for number in range(80)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join([*good[:63], "broken", *good[63:]]))
+    with pytest.raises(ConfigError, match=rf"{path}:64:1: broken JSON"):
+        prepared(jsonl(path), tokenizer=Pretrained(path=str(trained(tmp_path))))
+
+
+def trained(folder):
+    """A tokenizer that needs none of the text."""
+    from trainer.data.vocabularies import train_tokenizer
+
+    train_tokenizer("bpe", 300, False, False, lambda: iter(["some text"])).save_pretrained(folder / "tokenizer")
+    return folder / "tokenizer"
 
 
 def test_repeated_documents_are_dropped_counted_and_independent_of_processes(tmp_path, monkeypatch):

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.corpora import decoded, files_of, prepared, text_source
+from tests.data.corpora import decoded, files_of, prepared, text_source, whole
 from trainer import compose
 from trainer.choices import ConfigError
 from trainer.data import pipeline, token_files
 from trainer.data.reading import Parting, units
-from trainer.data.sources import SourceFile, Text
+from trainer.data.sources import Text
 from trainer.data.token_files import IDS, NanoGPTFormat
 from trainer.data.token_sources import Megatron, NanoGPT
 from trainer.data.tokenizers import Pretrained, Train
@@ -146,7 +146,7 @@ def test_documents_of_a_stream_do_not_depend_on_units(tmp_path_factory, stream, 
     path = tmp_path_factory.getbasetemp() / "stream.bin"
     np.array(stream, "<u2").tofile(path)
     layout, found = NanoGPTFormat(0, 7), []
-    for unit in units([SourceFile(str(path))], layout, Parting(1 << 63), [0], unit_bytes):
+    for unit in units(whole(path), layout, Parting(1 << 63), [0], unit_bytes):
         for segment in unit.segments:
             texts = [np.frombuffer(text, IDS).tolist() for text in layout.documents(segment).texts]
             if not segment.opens and texts:

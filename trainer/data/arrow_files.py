@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +27,11 @@ class Table(Records):
 
     def segments(self, number: int, file: SourceFile, unit_bytes: int) -> Iterator[Segment]:
         with _damage_told(file):
-            progress = _Progress(os.path.getsize(file.path))
+            progress = _Progress((os.path.getsize(file.path) if file.stop is None else file.stop) - file.start)
             yield from gathered(number, self._records(file, progress), lambda: progress.read, unit_bytes)
 
     def _records(self, file: SourceFile, progress: _Progress) -> Iterator[tuple[bytes, int]]:
-        row = 0
+        row = self.first_row(file)
         # A nested column comes inside the column that holds it.
         for batch, share in self.batches(file, list(dict.fromkeys(column_of(self.schema(file), path) for path in self.columns))):
             progress.share = share
@@ -43,8 +44,12 @@ class Table(Records):
         """The columns of a file and their types. Raises ConfigError where it cannot be read."""
         raise NotImplementedError
 
+    def first_row(self, file: SourceFile) -> int:
+        """How many rows lie before those that are meant."""
+        return 0
+
     def batches(self, file: SourceFile, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
-        """Some rows of some columns at a time, and how much of the file they end."""
+        """Some rows of some columns at a time, and how much of the file, or of what is meant of it, they end."""
         raise NotImplementedError
 
 
@@ -72,15 +77,41 @@ class ParquetRecords(Table):
         with _damage_told(file):
             return parquet.read_schema(file.path)
 
+    def divisible(self, file: SourceFile) -> bool:
+        from pyarrow import parquet
+
+        with _damage_told(file):
+            starts = _starts(parquet.read_metadata(file.path))
+        return starts == sorted(starts)
+
+    def first_row(self, file: SourceFile) -> int:
+        from pyarrow import parquet
+
+        with _damage_told(file):
+            about = parquet.read_metadata(file.path)
+        return sum(about.row_group(group).num_rows for group in range(_row_groups(about, file).start))
+
     def batches(self, file: SourceFile, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
         from pyarrow import parquet
 
         # Without reading ahead, so that memory holds pages and not row groups.
         with parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=_BUFFER) as opened:
-            done, total = 0, max(1, opened.metadata.num_rows)
-            for batch in opened.iter_batches(_ROWS, columns=columns, use_threads=False):
+            groups = _row_groups(opened.metadata, file)
+            done, total = 0, max(1, sum(opened.metadata.row_group(group).num_rows for group in groups))
+            for batch in opened.iter_batches(_ROWS, groups, columns, use_threads=False):
                 done += len(batch)
                 yield batch, done / total
+
+
+def _starts(about: Any) -> list[int]:
+    """At which byte the row groups of a Parquet file begin."""
+    return [about.row_group(group).column(0).data_page_offset for group in range(about.num_row_groups if about.num_columns else 0)]
+
+
+def _row_groups(about: Any, file: SourceFile) -> range:
+    """The row groups of a Parquet file that begin in the bytes that are meant."""
+    starts = _starts(about)
+    return range(bisect_left(starts, file.start), len(starts) if file.stop is None else bisect_left(starts, file.stop))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, BinaryIO, ClassVar
 
 from trainer.choices import ConfigError
-from trainer.data.opening import BOM, open_text
+from trainer.data.opening import BOM, is_plain, lines_before, open_text, seek_line
 from trainer.data.records import LONGEST, Records, Unreadable, gathered, kind_of, value_at
 from trainer.data.segments import Segment
 from trainer.data.sources import SourceFile
@@ -34,6 +34,9 @@ class JsonRecords(Records):
             raise Unreadable(f"{kind_of(record)}, not an object", mend, "lines that are no object")
         return [value_at(record, column) for column in self.columns]
 
+    def divisible(self, file: SourceFile) -> bool:
+        return is_plain(file.path) and not is_array(file.path)
+
     def segments(self, number: int, file: SourceFile, unit_bytes: int) -> Iterator[Segment]:
         with open_text(file.path) as stream:
             if is_array(file.path):
@@ -52,16 +55,17 @@ def is_array(path: str) -> bool:
 
 
 def _of_lines(number: int, file: SourceFile, stream: BinaryIO, unit_bytes: int) -> Iterator[Segment]:
-    offset, line = 0, 1
-    while block := stream.read(unit_bytes):
+    offset, line = seek_line(stream, file.start), 1
+    begin = offset
+    while block := stream.read(unit_bytes if file.stop is None else max(0, min(unit_bytes, file.stop - offset))):
         if not block.endswith(b"\n"):
             block += stream.readline(LONGEST)
         if len(block) > LONGEST:
-            last = line + block.count(b"\n")
+            last = line + block.count(b"\n") + lines_before(file.path, begin)
             raise ConfigError(f"data: {file.shown}:{last}: a line of more than {LONGEST >> 20} MB; data=jsonl reads one object a line")
         if offset == 0 and block.startswith(BOM):
             block, offset = block[len(BOM) :], len(BOM)
-        yield Segment(number, offset, line, block, size=len(block))
+        yield Segment(number, offset, line, block, size=len(block), after=begin)
         offset, line = offset + len(block), line + block.count(b"\n")
     if not offset:
         yield Segment(number, 0, 1, b"")

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.atomic import write_json
 from trainer.choices import ConfigError
+from trainer.data.claims import made_once
 from trainer.data.compressing import compressed_sizes
 from trainer.data.corpus import Corpus
 from trainer.data.formats import to_plain
-from trainer.data.pipeline import encoded_units
+from trainer.data.pipeline import encode_parts
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META, RowWriter
 from trainer.data.shards import SHARD_TOKENS, CorpusWriter
+from trainer.data.sharing import remove_parts
 from trainer.data.sources import EVAL, SPLITS, OnError
 from trainer.data.splitting import Plan
 from trainer.data.text import TextFormat
@@ -29,33 +29,6 @@ from trainer.environment import cores
 
 if TYPE_CHECKING:
     from trainer.config import Config
-
-
-@contextmanager
-def made_once(target: Path, report: Reporter, keep: bool = False) -> Iterator[Path | None]:
-    """A folder to fill, renamed to `target` at the end; None where the target exists. One process fills it, others wait for it.
-
-    keep: what an earlier process left in the folder is of use.
-    """
-    if target.is_dir():
-        yield None
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report.line("another process is preparing the same data; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if target.is_dir():
-            yield None
-            return
-        aside = target.with_name(f"{target.name}.partial")
-        if aside.exists() and not keep:
-            shutil.rmtree(aside)
-        aside.mkdir(exist_ok=True)
-        yield aside
-        os.replace(aside, target)
 
 
 def make_tokenizer(config: Config, sample: Callable[[int], Iterator[str]], folder: Path, report: Reporter) -> None:
@@ -69,63 +42,74 @@ def make_tokenizer(config: Config, sample: Callable[[int], Iterator[str]], folde
 
 
 def make_corpus(
-    config: Config, planned: Plan, on_error: OnError, splits: Sequence[str], tokenizer: Path, folder: Path, key: str, report: Reporter
+    config: Config, planned: Plan, on_error: OnError, splits: Sequence[str], tokenizer: Path, target: Path, key: str, report: Reporter
 ) -> None:
-    """Tokenize a source into a folder. splits: those that must not come out empty."""
+    """Tokenize a source, together with others that do. splits: those that must not come out empty."""
     special = load_special(tokenizer)
     end = None if config.task.sentences else special.eos
     dtype = "uint16" if special.size <= 1 << 16 else "uint32"
     job = Job(str(tokenizer), dtype, to_plain(planned.layout), planned.parting.threshold, end)
+    parts = encode_parts(planned, job, target, config.data.processes or cores(), on_error, report)
+    with made_once(target, report.line) as claim:
+        if claim:
+            folder = claim.emptied()
+            writer = _joined(parts, folder, dtype, planned, target, report)
+            text = writer.finish(end)
+            dropped = _summed([planned.dropped, writer.dropped])
+            _refuse_empty(planned, writer, splits, dropped)
+            figures = {split: _figures(writer.splits[split].lengths, end) for split in SPLITS}
+            with report.bar("compressing the held-out text, for comparison", 2 * text.stat().st_size) as advance:
+                figures[EVAL] |= compressed_sizes(text, advance)
+            text.unlink()
+            shutil.copytree(tokenizer, folder / "tokenizer")
+            for name in ("special.json", "starts_word.npy"):
+                os.replace(folder / "tokenizer" / name, folder / name)
+            meta = {
+                "fingerprint": key,
+                "text": planned.fingerprint,
+                "source": planned.about,
+                "dtype": dtype,
+                "shard_tokens": SHARD_TOKENS,
+                "sentences": config.task.sentences,
+                "tokenizer": {"name": config.tokenizer.name, **special.ids()},
+                "dropped": dropped,
+                "splits": figures,
+            }
+            write_json(folder / META, meta)
+
+
+def _joined(parts: Sequence[Path], folder: Path, dtype: str, planned: Plan, target: Path, report: Reporter) -> CorpusWriter:
+    """One corpus of all parts, in order. Raises ConfigError where the files have not been read as they were planned."""
     writer = CorpusWriter(folder, dtype)
-    if writer.units:
-        report.line(f"going on after {writer.units} units that an earlier process finished")
-    with report.bar("tokenizing", planned.size) as advance:
-        encoded_units(planned, job, writer, config.data.processes or cores(), on_error, advance)
+    with report.bar("joining the parts", planned.size) as advance:
+        for part in parts:
+            writer.add(part, advance)
     if writer.read != planned.size:
-        shutil.rmtree(folder)
+        remove_parts(target)
         change = f"{writer.read} bytes, {planned.size} before"
         raise ConfigError(f"{planned.where}: the files changed while they were read ({change}); start again")
-    text = writer.finish(end)
-    dropped = dict(planned.dropped)
-    for reason, count in writer.dropped.items():
-        dropped[reason] = dropped.get(reason, 0) + count
-    lengths = {split: writer.splits[split].lengths for split in SPLITS}
+    return writer
+
+
+def _refuse_empty(planned: Plan, writer: CorpusWriter, splits: Sequence[str], dropped: dict[str, int]) -> None:
+    documents = {split: writer.splits[split].lengths["documents"] for split in SPLITS}
     for split in splits:
-        if not lengths[split]["documents"]:
-            kept = " and ".join(f"{lengths[other]['documents']} kept for {other}" for other in SPLITS)
+        if not documents[split]:
+            kept = " and ".join(f"{documents[other]} kept for {other}" for other in SPLITS)
             raise nothing_left(planned, f"{len(planned.files)} files read, documents: {kept}", dropped, split)
-    figures: dict[str, dict[str, Any]] = {
-        split: {
-            "documents": found["documents"],
-            "sentences": found["sentences"],
-            # The separators are no tokens of the text, though each is scored; `stream` counts them.
-            "tokens": found["tokens"] - (0 if end is None else found["documents"] + 1),
-            "stream": found["tokens"],
-            # Of tokens only what is held out was turned back into text.
-            "bytes": found["bytes"] or None,
-        }
-        for split, found in lengths.items()
+
+
+def _figures(lengths: dict[str, int], end: int | None) -> dict[str, Any]:
+    """What a split holds. end: the separator, if there is one."""
+    return {
+        "documents": lengths["documents"],
+        "sentences": lengths["sentences"],
+        # The separators are no tokens of the text, though each is scored; `stream` counts them.
+        "tokens": lengths["tokens"] - (0 if end is None else lengths["documents"] + 1),
+        "stream": lengths["tokens"],
+        # Of tokens only what is held out was turned back into text.
+        "bytes": lengths["bytes"] or None,
     }
-    with report.bar("compressing the held-out text, for comparison", 2 * text.stat().st_size) as advance:
-        figures[EVAL] |= compressed_sizes(text, advance)
-    shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-    for name in ("special.json", "starts_word.npy"):
-        os.replace(folder / "tokenizer" / name, folder / name)
-    meta = {
-        "fingerprint": key,
-        "text": planned.fingerprint,
-        "source": planned.about,
-        "dtype": dtype,
-        "shard_tokens": SHARD_TOKENS,
-        "sentences": config.task.sentences,
-        "tokenizer": {"name": config.tokenizer.name, **special.ids()},
-        "dropped": dropped,
-        "splits": figures,
-    }
-    write_json(folder / META, meta)
-    # Without its journal the folder is complete or nothing: a kill from here on only costs time.
-    writer.journal.unlink()
-    text.unlink()
 
 
 def make_rows(config: Config, corpus: Path, splits: Sequence[str], folder: Path, key: str, report: Reporter) -> None:

@@ -26,6 +26,34 @@ _BLOCK = 1 << 20
 _PACKED = 1 << 14
 
 
+def is_plain(path: str) -> bool:
+    """Whether a file is not compressed: reading can begin anywhere in it."""
+    with open(path, "rb") as raw:
+        return not _compression(raw.read(8))
+
+
+def _compression(head: bytes) -> str:
+    return next((suffix for suffix, magic in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def lines_before(path: str, place: int) -> int:
+    """How many lines end before a byte of a plain file."""
+    count = 0
+    with open_text(path) as stream:
+        while place > 0 and (block := stream.read(min(place, _BLOCK))):
+            count, place = count + block.count(b"\n"), place - len(block)
+    return count
+
+
+def seek_line(stream: BinaryIO, place: int) -> int:
+    """Go to the first line of a plain file that begins at a byte or after it; returns where that is."""
+    stream.seek(max(0, place - 1))
+    if place:
+        while (block := stream.readline(_BLOCK)) and not block.endswith(b"\n"):
+            pass
+    return stream.tell()
+
+
 @contextmanager
 def open_text(path: str) -> Iterator[BinaryIO]:
     """The bytes of a text file, decompressed. Raises ConfigError where it cannot be opened or the compressed stream is damaged."""
@@ -36,7 +64,7 @@ def open_text(path: str) -> Iterator[BinaryIO]:
         with open(path, "rb", buffering=0) as raw:
             head = raw.read(8)
             raw.seek(0)
-            suffix = next((suffix for suffix, magic in _MAGIC.items() if head.startswith(magic)), "")
+            suffix = _compression(head)
             yield io.BufferedReader(cast(Any, _decompressed(raw, suffix)), _BLOCK)
     except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
         raise ConfigError(f"{path}: damaged {suffix} stream ({error}); copy or compress the file again") from error

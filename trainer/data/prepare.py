@@ -23,17 +23,19 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.choices import ConfigError
 from trainer.data.cache import cache_root
+from trainer.data.claims import made_once
 from trainer.data.corpus import open_corpus
 from trainer.data.defining import named
 from trainer.data.evals import EvalSet
 from trainer.data.files import KINDS, refuse
 from trainer.data.fingerprints import fingerprints
-from trainer.data.making import made_once, make_corpus, make_mixture, make_rows, make_tokenizer, nothing_left
+from trainer.data.making import make_corpus, make_mixture, make_rows, make_tokenizer, nothing_left
 from trainer.data.mixture import Mixture, leaves
 from trainer.data.pipeline import sample_text, without_repeated
 from trainer.data.remote import fetch
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META
+from trainer.data.sharing import remove_parts
 from trainer.data.sources import EVAL, SPLITS, Data, Listing, Source
 from trainer.data.splitting import Plan, plan
 from trainer.data.vocabularies import Special, load_special
@@ -126,8 +128,7 @@ class _Preparing:
             with self.report.doing("looking at documents"):
                 planned = plan(source, listing, contents)
             if source.deduplicate:
-                with self.report.bar("looking for repeated documents", planned.size) as advance:
-                    planned = without_repeated(planned, self.cache / "repeated", advance)
+                planned = without_repeated(planned, self.cache / "repeated", self.report)
             if not planned.files:
                 raise nothing_left(planned, f"{len(listing.files)} files read, 0 kept", planned.dropped)
         return Text(name, key, share, source, planned, (only,) if only else SPLITS)
@@ -137,9 +138,9 @@ class _Preparing:
         config, task = self.config, self.config.task
         decides = config.tokenizer.decides(task.tokenizer_kind, "", task.sentences)
         target = self.cache / "tokenizers" / key_of(FORMAT, decides, task.sentences)
-        with made_once(target, self.report) as folder:
-            if folder:
-                make_tokenizer(config, lambda size: iter(()), folder, self.report)
+        with made_once(target, self.report.line) as claim:
+            if claim:
+                make_tokenizer(config, lambda size: iter(()), claim.emptied(), self.report)
         return load_special(target)
 
     def look_at_set(self, one: EvalSet) -> Text:
@@ -154,10 +155,10 @@ class _Preparing:
         shares = {portion.name: portion.share for portion in data.portions}
         key = key_of(FORMAT, [(source, shares[source], done.fingerprint) for source, done in members.items()])
         target = self.cache / "mixtures" / key
-        with made_once(target, self.report) as folder:
-            if folder:
+        with made_once(target, self.report.line) as claim:
+            if claim:
                 opened = {source: open_corpus(done.corpus, done.rows) for source, done in members.items()}
-                make_mixture(self.config, shares, opened, folder, target, key)
+                make_mixture(self.config, shares, opened, claim.emptied(), target, key)
         return Prepared(target, target, key)
 
     def source(self, text: Text) -> Prepared:
@@ -166,19 +167,21 @@ class _Preparing:
         corpus_key = key_of(FORMAT, text.plan.fingerprint, self.decides, task.sentences)
         rows_key = key_of(ROWS_FORMAT, corpus_key, dataclasses.asdict(task), config.sequence_length, config.seed)
         corpus, rows = self.cache / "corpus" / corpus_key, self.cache / "rows" / rows_key
-        if not corpus.is_dir():
-            with made_once(self.tokenizer, report) as folder:
-                if folder:
-                    make_tokenizer(config, self.sample, folder, report)
+        anew = not corpus.is_dir()
+        if anew:
+            with made_once(self.tokenizer, report.line) as claim:
+                if claim:
+                    make_tokenizer(config, self.sample, claim.emptied(), report)
         with named(text.key):
-            with made_once(corpus, report, keep=True) as aside:
-                if aside:
-                    make_corpus(config, text.plan, text.source.on_error, text.splits, self.tokenizer, aside, corpus_key, report)
-            with made_once(rows, report) as aside_rows:
-                if aside_rows:
-                    make_rows(config, corpus, text.splits, aside_rows, rows_key, report)
+            if anew:
+                make_corpus(config, text.plan, text.source.on_error, text.splits, self.tokenizer, corpus, corpus_key, report)
+            # Also what a process left that was killed here.
+            remove_parts(corpus)
+            with made_once(rows, report.line) as claim:
+                if claim:
+                    make_rows(config, corpus, text.splits, claim.emptied(), rows_key, report)
         corpus_meta, rows_meta = (json.loads((folder / META).read_text()) for folder in (corpus, rows))
-        report.closing(text.name, text.splits, corpus_meta, rows_meta, corpus, anew=bool(aside or aside_rows))
+        report.closing(text.name, text.splits, corpus_meta, rows_meta, corpus, anew=anew or claim is not None)
         return Prepared(corpus, rows, rows_key)
 
     def sample(self, size: int) -> Iterator[str]:

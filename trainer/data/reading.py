@@ -5,12 +5,17 @@ The reader only looks for borders and holds one unit at a time; documents are cu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from trainer.data.fingerprints import prefix_hash
+from trainer.data.parts import Stretch
 from trainer.data.segments import Cut, Format, Place, Segment
-from trainer.data.sources import EVAL, TRAIN, SourceFile
+from trainer.data.sources import EVAL, TRAIN
+
+if TYPE_CHECKING:
+    from trainer.data.duplicates import Repeated
 
 UNIT_BYTES = 1 << 20
 
@@ -36,12 +41,19 @@ class Parting:
 
 
 def units(
-    files: Sequence[SourceFile], layout: Format, parting: Parting, prefixes: Sequence[int], unit_bytes: int = UNIT_BYTES
+    stretches: Iterable[Stretch],
+    layout: Format,
+    parting: Parting,
+    prefixes: Sequence[int],
+    unit_bytes: int = UNIT_BYTES,
+    repeated: Repeated | None = None,
 ) -> Iterator[Unit]:
-    """All text, in order, in units of about `unit_bytes`. prefixes: of each file, the hash that parts it where a document is a file."""
+    """All text of some stretches, in order, in units of about `unit_bytes`. prefixes: of each file, the hash that parts it where a
+    document is a file. repeated: the documents that are marked as such."""
     unit, held = Unit(0), 0
-    for number, file in enumerate(files):
-        for segment in _segments(number, file, layout, parting, prefixes[number], unit_bytes):
+    for stretch in stretches:
+        found = segments(stretch, layout, parting, prefixes[stretch.number], unit_bytes)
+        for segment in found if repeated is None else repeated.marked(stretch, found):
             if unit.segments and held + len(segment.text) > unit_bytes:
                 yield unit
                 unit, held = Unit(unit.index + 1), 0
@@ -52,10 +64,11 @@ def units(
         yield unit
 
 
-def _segments(number: int, file: SourceFile, layout: Format, parting: Parting, prefix: int, unit_bytes: int) -> Iterator[Segment]:
-    """The segments of one file, each told its split, and cut at the place of the parting."""
+def segments(stretch: Stretch, layout: Format, parting: Parting, prefix: int, unit_bytes: int) -> Iterator[Segment]:
+    """The segments of a stretch, each told its split, and cut at the place of the parting. prefix: the hash that parts its file."""
     current: str | None = None
-    for segment in layout.segments(number, file, unit_bytes):
+    file = stretch.file
+    for segment in layout.segments(stretch.number, file, unit_bytes):
         if parting.place is not None and file.split is None:
             yield from layout.parted(segment, parting.place)
             continue

@@ -19,6 +19,7 @@ class Segment:
 
     text: in the form that its format gave it. size: bytes of the file that it stands for. offset: of its first byte in the decompressed
     file; line: its first line's number (of tables: row), from 1; lines: that of each record, where they do not follow one by one.
+    after: the byte that lines are counted from, where the reader began there and not at the start of the file.
     split: where it goes, or None where each of its documents is to be parted by hash. opens, closes: it starts and ends with a document;
     where not both, it is a part of one. repeated: which of its documents repeat an earlier one and are left out.
     """
@@ -33,6 +34,7 @@ class Segment:
     size: int = 0
     lines: list[int] | None = None
     repeated: list[int] = field(default_factory=list)
+    after: int = 0
 
     @property
     def whole(self) -> bool:
@@ -44,7 +46,7 @@ class Segment:
 class Flaw:
     """What cannot be read, and where: file, line (of tables: row) and byte within it, from 1.
 
-    what: the fault and how to mend it. reason: under what it is counted where it is left out.
+    what: the fault and how to mend it. reason: under what it is counted where it is left out. after: as in a segment.
     """
 
     file: int
@@ -53,6 +55,7 @@ class Flaw:
     what: str
     mend: str
     reason: str
+    after: int = 0
 
 
 @dataclass
@@ -90,6 +93,10 @@ class Format:
         """All of a file in order, about `unit_bytes` at a time. Raises ConfigError where the rest of the file cannot be read."""
         raise NotImplementedError
 
+    def divisible(self, file: SourceFile) -> bool:
+        """Whether reading can begin at a record amid the file: whether `segments` heeds the file's start and stop."""
+        return False
+
     def documents(self, segment: Segment) -> Cut:
         """The documents of a segment, or its part of one."""
         raise NotImplementedError
@@ -101,6 +108,14 @@ class Format:
     def parted(self, segment: Segment, place: Place) -> Iterator[Segment]:
         """A segment with its split, cut in two where the place lies inside it: training before, held out after."""
         raise NotImplementedError
+
+
+def cut_out(layout: Format, segment: Segment) -> Cut:
+    """What a format finds in a segment; its flaws know from where their lines are counted."""
+    cut = layout.documents(segment)
+    if segment.after:
+        cut.flaws = [replace(flaw, after=segment.after) for flaw in cut.flaws]
+    return cut
 
 
 def parted_bytes(segment: Segment, place: Place) -> Iterator[Segment]:

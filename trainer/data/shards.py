@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.atomic import write_json
+from trainer.data.claims import JOURNAL
 from trainer.data.corpus import shard_name
 from trainer.data.sources import EVAL, SPLITS
 from trainer.data.tokenizing import Encoded, Part
 
 SHARD_TOKENS = 1 << 28
 TEXT = "text.bin"
+_BLOCK = 1 << 22
 
 
 class SplitWriter:
@@ -58,6 +62,20 @@ class SplitWriter:
         self.lengths["bytes"] += part.size
         self.lengths["text"] += len(part.text)
 
+    def add(self, folder: Path, lengths: dict[str, int]) -> None:
+        """Add what another writer left in a folder. lengths: how much of each is good there."""
+        nothing = np.zeros(0, self.dtype), np.zeros(0, np.int64)
+        # Starts first: they count from the first token that is to come.
+        for documents in _blocks([folder / "documents.bin"], np.dtype(np.int64), lengths["documents"]):
+            self.append(Part(nothing[0], documents, nothing[1]))
+        for sentences in _blocks([folder / "sentences.bin"], np.dtype(np.int64), lengths["sentences"]):
+            self.append(Part(*nothing, sentences))
+        for tokens in _blocks(sorted(folder.glob("tokens-*.bin")), self.dtype, lengths["tokens"]):
+            self.append(Part(tokens, nothing[1], nothing[1]))
+        for text in _blocks([folder / TEXT], np.dtype(np.uint8), lengths["text"]):
+            self.append(Part(*nothing, nothing[1], text=text.tobytes()))
+        self.lengths["bytes"] += lengths["bytes"]
+
     def _write(self, name: str, data: bytes) -> None:
         if not data:
             return
@@ -85,12 +103,23 @@ class SplitWriter:
             stream.close()
 
 
+def _blocks(paths: Sequence[Path], dtype: np.dtype[Any], length: int) -> Iterator[NDArray[Any]]:
+    """The values of some files, one file after the other, a few megabytes at a time. Raises ValueError where they hold fewer."""
+    for path in paths if length else ():
+        with open(path, "rb") as stream:
+            while length and len(block := np.fromfile(stream, dtype, min(length, _BLOCK // dtype.itemsize))):
+                length -= len(block)
+                yield block
+    if length:
+        raise ValueError(f"{[str(path) for path in paths]}: {length} values are missing")
+
+
 class CorpusWriter:
     """A corpus being written in a folder of its own. `units`: how many units of the source it holds for good."""
 
     def __init__(self, folder: Path, dtype: str, shard_tokens: int = SHARD_TOKENS):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.journal = folder, folder / "journal.json"
+        self.folder, self.journal = folder, folder / JOURNAL
         empty = {"tokens": 0, "documents": 0, "sentences": 0, "bytes": 0, "text": 0}
         state = json.loads(self.journal.read_text()) if self.journal.exists() else {}
         self.units: int = state.get("units", 0)
@@ -114,10 +143,26 @@ class CorpusWriter:
         lengths = {split: writer.lengths for split, writer in self.splits.items()}
         write_json(self.journal, {"units": self.units, "read": self.read, "dropped": self.dropped, **lengths})
 
+    def add(self, folder: Path, advance: Callable[[int], Any]) -> None:
+        """Add all of another corpus, finished but for its ends. advance: called with the bytes of the source that it stands for."""
+        state = json.loads((folder / JOURNAL).read_text())
+        for split, writer in self.splits.items():
+            writer.add(folder / split, state[split])
+        for reason, count in state["dropped"].items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + count
+        self.units += state["units"]
+        self.read += state["read"]
+        advance(state["read"])
+
+    def close(self) -> None:
+        """Close all files."""
+        for writer in self.splits.values():
+            writer.close()
+
     def finish(self, end: int | None) -> Path:
-        """Close all files. Returns the path of the held-out text."""
+        """Write the ends and close all files. Returns the path of the held-out text."""
         for writer in self.splits.values():
             writer.finish(end)
             writer.flush()
-            writer.close()
+        self.close()
         return self.folder / EVAL / TEXT

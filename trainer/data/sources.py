@@ -37,11 +37,14 @@ class Document(str, Enum):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source. split: where all of it goes, or None where its documents are parted by us. remote: where it comes from."""
+    """A file of a source. split: where all of it goes, or None where its documents are parted by us. remote: where it comes from.
+    start, stop: of a part of it (parts.py), the bytes in which its records begin."""
 
     path: str
     split: str | None = None
     remote: Remote | None = None
+    start: int = 0
+    stop: int | None = None
 
     @property
     def shown(self) -> str:
@@ -83,7 +86,7 @@ class Source(Data):
     holds_tokens: ClassVar[bool] = False
     held_out: float = identity(0.05, help="share that is held out, where no split is given")
     on_error: OnError = identity(OnError.fail, help="fail | skip: what to do with what is broken: a line that is not UTF-8, not JSON …")
-    deduplicate: bool = identity(False, help="keep the first of equal documents; holds about 100 bytes of memory a document while it looks")
+    deduplicate: bool = identity(False, help="keep the first of documents that are equal byte for byte")
 
     def check(self) -> None:
         super().check()

@@ -6,10 +6,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from trainer.data import parts
 from trainer.data.duplicates import Repeated
 from trainer.data.fingerprints import Fingerprint, prefix_hash
 from trainer.data.formats import to_plain
+from trainer.data.parts import Stretch, stretches
 from trainer.data.reading import Parting, units
 from trainer.data.segments import Format
 from trainer.data.sources import Listing, Source, SourceFile
@@ -25,7 +28,8 @@ class Plan:
     """A source ready to be read: its files without the empty and the repeated, how it is parted, and the fingerprint of all that.
 
     prefixes: hash of each file's first bytes. size: decompressed bytes. dropped: reason → count. where: the key to name in an error.
-    about: where the source comes from. repeated: the documents to leave out because an earlier one is the same; None: none are looked for.
+    about: where the source comes from. stretches: how its files are read, in order, and in which parts. repeated: the documents to leave
+    out because an earlier one is the same; None: none are looked for.
     """
 
     files: list[SourceFile]
@@ -37,6 +41,7 @@ class Plan:
     where: str
     fingerprint: str
     about: dict[str, str]
+    stretches: list[Stretch]
     repeated: Repeated | None = None
 
 
@@ -58,7 +63,9 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint]) -> P
     found = [content for _, content in kept]
     given = any(file.split for file in files)
     parting = Parting() if given or not files else _part(source.held_out, layout, files, found)
-    identity = {
+    sizes = [content.size + content.mark for content in found]
+    pieces = stretches(files, sizes, layout, divide=parting.place is None)
+    identity: dict[str, Any] = {
         "files": [(content.digest, file.split) for file, content in kept],
         "layout": to_plain(layout),
         "on_error": source.on_error.value,
@@ -66,9 +73,13 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint]) -> P
         "threshold": parting.threshold,
         "place": parting.place and asdict(parting.place),
     }
+    if len(pieces) > len(files):
+        # Where large files are cut decides which text a tokenizer is trained on.
+        identity["part_bytes"] = parts.PART_BYTES
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     size = sum(content.size for content in found)
-    return Plan(files, [content.prefix for content in found], size, layout, parting, dropped, listing.where, digest, listing.about)
+    prefixes = [content.prefix for content in found]
+    return Plan(files, prefixes, size, layout, parting, dropped, listing.where, digest, listing.about, pieces)
 
 
 def _part(held_out: float, layout: Format, files: list[SourceFile], contents: list[Fingerprint]) -> Parting:
@@ -88,7 +99,8 @@ def _part(held_out: float, layout: Format, files: list[SourceFile], contents: li
 def _first_documents(files: list[SourceFile], layout: Format) -> tuple[list[int], bool]:
     """Hashes of the first documents, and whether these are all."""
     hashes: list[int] = []
-    for unit in units(files, layout, Parting(), [0] * len(files)):
+    whole = stretches(files, [0] * len(files), layout, divide=False)
+    for unit in units(whole, layout, Parting(), [0] * len(files)):
         for segment in unit.segments:
             # Of a document in several segments the first counts.
             if segment.opens:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
-from trainer.data.opening import BOM, open_text, skip
+from trainer.data.opening import BOM, is_plain, open_text, seek_line, skip
 from trainer.data.segments import Cut, Flaw, Format, Place, Segment, parted_bytes, tail_place
 from trainer.data.sources import Document, SourceFile
 
@@ -27,23 +28,45 @@ class TextFormat(Format):
     def whole_files(self) -> bool:
         return self.document is Document.file
 
+    def divisible(self, file: SourceFile) -> bool:
+        return self.document is not Document.file and is_plain(file.path)
+
     def segments(self, number: int, file: SourceFile, unit_bytes: int) -> Iterator[Segment]:
         with open_text(file.path) as stream:
-            pending = stream.read(unit_bytes)
-            offset, line, opens, last = 0, 1, True, not pending
-            if pending.startswith(BOM):
+            begin, end = self._stretch(file, stream)
+
+            def read() -> bytes:
+                return stream.read(unit_bytes if end is None else max(0, min(unit_bytes, end - stream.tell())))
+
+            pending = read()
+            offset, line, opens, last = begin, 1, True, not pending
+            if not begin and pending.startswith(BOM):
                 pending, offset = pending[len(BOM) :], len(BOM)
             if last:
-                yield Segment(number, 0, 1, b"")
+                yield Segment(number, begin, 1, b"")
             while pending:
                 if not last and len(pending) <= unit_bytes:
-                    block = stream.read(unit_bytes)
+                    block = read()
                     pending, last = pending + block, not block
                     continue
-                end, closes = _border(pending, unit_bytes, self.document, opens, last)
-                text, pending = pending[:end], pending[end:]
-                yield Segment(number, offset, line, text, opens=opens, closes=closes, size=len(text))
-                offset, line, opens = offset + end, line + text.count(b"\n"), closes
+                cut, closes = _border(pending, unit_bytes, self.document, opens, last)
+                text, pending = pending[:cut], pending[cut:]
+                yield Segment(number, offset, line, text, opens=opens, closes=closes, size=len(text), after=begin)
+                offset, line, opens = offset + cut, line + text.count(b"\n"), closes
+
+    def _stretch(self, file: SourceFile, stream: BinaryIO) -> tuple[int, int | None]:
+        """Where the documents begin and end that are meant, None being the end of the file; the stream is sent to the first."""
+        if file.stop is None:
+            return 0, None
+        if self.document is Document.line:
+            stop = seek_line(stream, file.stop)
+            return seek_line(stream, file.start), stop
+        # A document that goes on over all of these bytes belongs to those where it begins; they alone look for its end.
+        begin: int | None = _seek_blank_line(stream, file.start, file.stop) if file.start else 0
+        if begin is None:
+            return 0, 0
+        end = _seek_blank_line(stream, file.stop)
+        return stream.seek(begin), end
 
     def documents(self, segment: Segment) -> Cut:
         clean, flaws = without_flaws(segment)
@@ -60,6 +83,21 @@ class TextFormat(Format):
 
     def parted(self, segment: Segment, place: Place) -> Iterator[Segment]:
         yield from parted_bytes(segment, place)
+
+
+def _seek_blank_line(stream: BinaryIO, place: int, stop: float = math.inf) -> int | None:
+    """Go behind the first blank line that begins at a byte or after it; returns where that is, or the end of the file. None where no
+    blank line begins before `stop`."""
+    at = line = seek_line(stream, place)
+    blank = True
+    while line < stop and (block := stream.readline(_BLOCK)):
+        at += len(block)
+        blank = blank and not block.strip(b" \t\r\n")
+        if block.endswith(b"\n"):
+            if blank:
+                return at
+            line, blank = at, True
+    return None if line >= stop else at
 
 
 def _border(text: bytes, limit: int, document: Document, opens: bool, last: bool) -> tuple[int, bool]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trainer.data.formats import from_plain
 from trainer.data.reading import Unit, splits
-from trainer.data.segments import Flaw
+from trainer.data.segments import Flaw, cut_out
 from trainer.data.sources import EVAL, SPLITS
 from trainer.data.text import soft_border
 from trainer.data.token_files import sentences_of
@@ -78,7 +78,7 @@ class Encoder:
         result = Encoded()
         texts: dict[str, list[tuple[bytes, bool]]] = {split: [] for split in SPLITS}
         for segment in unit.segments:
-            cut = self.layout.documents(segment)
+            cut = cut_out(self.layout, segment)
             result.flaws += cut.flaws
             _add(result.dropped, cut.dropped)
             _add(result.dropped, Counter(flaw.reason for flaw in cut.flaws))

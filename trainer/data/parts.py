@@ -1,0 +1,51 @@
+"""A source in parts, each prepared by whoever takes it first. Where they end depends on the files alone, never on who prepares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from trainer.data.segments import Format
+from trainer.data.sources import SourceFile
+
+# A part has at least so many bytes, where the source has.
+PART_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What is read of a file in one go: all of it, or the records that begin in some of its bytes (file.start, file.stop).
+
+    index: among all stretches of the source; number: of the file; size: bytes; part: the one that it belongs to.
+    """
+
+    index: int
+    number: int
+    file: SourceFile
+    size: int
+    part: int
+
+
+def stretches(files: Sequence[SourceFile], sizes: Sequence[int], layout: Format, divide: bool) -> list[Stretch]:
+    """All of a source in order. sizes: bytes of each file. divide: whether large files may be cut, where their format allows it."""
+    found: list[Stretch] = []
+    part = held = 0
+    for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        count = size // PART_BYTES if divide and size >= 2 * PART_BYTES and layout.divisible(file) else 1
+        borders = [size * index // count for index in range(count + 1)]
+        for start, stop in pairwise(borders):
+            piece = replace(file, start=start, stop=stop) if count > 1 else file
+            found.append(Stretch(len(found), number, piece, stop - start, part))
+            held += stop - start
+            if held >= PART_BYTES:
+                part, held = part + 1, 0
+    return found
+
+
+def parts_of(found: Sequence[Stretch]) -> list[list[Stretch]]:
+    """The stretches of each part."""
+    parts: list[list[Stretch]] = [[] for _ in range(found[-1].part + 1)] if found else []
+    for stretch in found:
+        parts[stretch.part].append(stretch)
+    return parts
