@@ -5,6 +5,7 @@ A page says where a generated section goes with a line `<!-- generated: configur
 
 from __future__ import annotations
 
+import itertools
 import os
 import pkgutil
 import re
@@ -19,11 +20,12 @@ from mkdocs.structure.pages import Page
 from trainer import reference, verbs
 from trainer.choices import IDENTITY, Choice, base, load_choices
 from trainer.config import GROUPS
-from trainer.reference import Option, written
+from trainer.reference import Option, Preset, written
 from trainer.strategies import matrix
 
 ROOT = Path(__file__).parents[1]
 MARKER = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+ADDRESS = re.compile(r"https?://[^\s,)]*\w")
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 # Documents that stay where a reader of the repository looks for them, by the page that they become.
 ELSEWHERE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "benchmarks/LOG.md": "measurements.md"}
@@ -123,19 +125,29 @@ def strategies() -> str:
 
 
 def recipes() -> str:
-    """The headers of conf/experiment/, one section each."""
-    parts = []
-    for name, preset in reference.presets(reference.EXPERIMENT).items():
-        values = {key: value for key, value in preset.values.items() if key != "name"}
-        parts += [f"## `{name}`", *map(paragraph, preset.paragraphs), f"Sets {_sets(values)}"]
+    """The headers of conf/experiment/: all recipes at a glance, then one section each, with the sibling that rehearses it."""
+    found = reference.presets(reference.EXPERIMENT)
+    own = {name: preset for name, preset in found.items() if not name.endswith("_offline")}
+    parts = [
+        "\n".join(["| recipe | what |", "|---|---|", *(f"| [`{name}`](#{name}) | {preset.meaning} |" for name, preset in own.items())])
+    ]
+    for name, preset in own.items():
+        parts.append(_recipe(f"## `{name}`", preset))
+        if sibling := found.get(f"{name}_offline"):
+            parts.append(_recipe(f"#### `{sibling.name}`", sibling))
     return "\n\n".join(parts)
 
 
-def paragraph(text: str) -> str:
-    """A paragraph of a recipe's header as Markdown: a command is code, the word of `Word: text` stands out."""
-    if text.startswith("  "):
-        return f"```bash\n{text.strip()}\n```"
-    return re.sub(r"^([A-Z]\w+): ", r"**\1:** ", text)
+def _recipe(title: str, preset: Preset) -> str:
+    """A header as Markdown: commands are code, the word of `Word: text` stands out, addresses are links."""
+    parts = [title]
+    for is_command, texts in itertools.groupby(preset.paragraphs, lambda text: text.startswith("  ")):
+        if is_command:
+            parts.append("\n".join(["```bash", *(text.strip() for text in texts), "```"]))
+        else:
+            parts += [ADDRESS.sub(r"<\g<0>>", re.sub(r"^([A-Z]\w+): ", r"**\1:** ", text)) for text in texts]
+    values = {key: value for key, value in preset.values.items() if key != "name"}
+    return "\n\n".join([*parts, f"Sets {_sets(values)}"])
 
 
 def verb_table() -> str:

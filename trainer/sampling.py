@@ -17,6 +17,7 @@ _TOKENS = 120
 _RESTORED = 48
 # Another goes on with the first words, or characters, of so many held-out tokens.
 _BEGINNING, _WORDS, _CHARACTERS = 32, 4, 8
+_PUNCTUATION = " \"'`“”‘’«»,.;:!?…—-*#，。；：！？、"
 
 
 def samples(placement: Placement, corpus: Corpus, config: Config, world: World) -> list[dict[str, str]]:
@@ -76,4 +77,4 @@ def held_out(corpus: Corpus, length: int, count: int) -> list[list[int]]:
 def beginning(text: str) -> str:
     """The first words of a text, of one without spaces the first characters: for a model to go on with."""
     words = text.split()
-    return " ".join(words[:_WORDS]) if len(words) > _WORDS else "".join(words)[:_CHARACTERS]
+    return (" ".join(words[:_WORDS]) if len(words) > _WORDS else "".join(words)[:_CHARACTERS]).strip(_PUNCTUATION)

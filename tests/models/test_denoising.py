@@ -60,10 +60,13 @@ def test_c14_padded_pairs_are_each_document_alone_and_nothing_waits(made):
     model = made()
     batch = batch_of(torch.Generator().manual_seed(1))
     reads, writes = batch.inputs["input_ids"].split(READ, dim=1), batch.inputs["decoder_ids"].split(WRITTEN, dim=1)
-    expected = torch.cat([model(input_ids=read, labels=written).logits[0] for read, written in zip(reads, writes, strict=True)])
+    theirs = [model(input_ids=read, labels=written) for read, written in zip(reads, writes, strict=True)]
+    expected = torch.cat([each.logits[0] for each in theirs])
     scale = float(expected.detach().abs().max())
     module = DenoisingModule(model, 101)
     assert "padded" in module.notice
+    own = sum(each.loss.item() * length for each, length in zip(theirs, WRITTEN, strict=True))
+    assert DenoisingModule(model, expected.shape[1])(batch)["denoising"].item() == pytest.approx(own, rel=1e-5)
     assert torch.allclose(module.layout.logits(model, batch, None), expected, rtol=1e-5, atol=1e-5 * scale)
     check_parity(model, module, batch, "denoising", expected, batch.inputs["denoising_targets"])
     with HostSyncs() as counted:

@@ -21,6 +21,7 @@ load_choices()
 CONF = ROOT / "conf"
 SIZES = {"layers": 2, "hidden": 32, "heads": 4, "positions": 64}
 TINY = {
+    "gpt2": SIZES,
     "llama": SIZES | {"kv_heads": 2},
     "bert": SIZES,
     "roberta": SIZES,
@@ -59,6 +60,34 @@ def test_a_size_has_the_parameters_of_its_name(name):
     with torch.device("meta"):
         model = find("model", family)(**tree).build(head, Vocabulary(size, 0, 0, 0), 256)
     assert model.num_parameters() / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def check_own_loss(model, batch, causal):
+    """The packed loss is the one that transformers computes itself from `labels`, of each document alone, over the whole vocabulary."""
+    ids, labels = batch.inputs["input_ids"][0], torch.full((sum(batch.lengths),), -100)
+    if causal:  # transformers shifts the labels, so that a document's first has no place and its last token no target
+        labels = batch.inputs["clm_targets"]
+        starts = torch.tensor([0, *batch.lengths[:-1]]).cumsum(0)
+        index = torch.tensor([row for row in range(len(ids)) if row + 1 not in starts and row + 1 < len(ids)])
+        term, targets = "clm", labels[index + 1]
+    else:
+        term, index, targets = "mlm", batch.inputs["mlm_index"], batch.inputs["mlm_targets"]
+        labels[index] = targets
+    counts = [int((part[causal:] != -100).sum()) for part in labels.split(batch.lengths)]
+    parts = zip(ids.split(batch.lengths), labels.split(batch.lengths), counts, strict=True)
+    with torch.no_grad():
+        theirs = sum(model(input_ids=part[None], labels=own[None]).loss.item() * count for part, own, count in parts if count)
+        inputs = batch.inputs | {f"{term}_index": index, f"{term}_targets": targets}
+        module = (CausalModule if causal else MaskedModule)(model, model.get_output_embeddings().weight.shape[0])
+        ours = module(Batch(inputs, batch.lengths, {term: len(targets)}, batch.tokens))[term].item()
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_loss_is_the_one_that_transformers_computes(name):
+    causal = name in ("gpt2", "llama")
+    batch = batch_of(LENGTHS, torch.Generator().manual_seed(1)) if causal else masked_batch(LENGTHS)
+    check_own_loss(built(name, "causal" if causal else "masked"), batch, causal)
 
 
 def check_parity(model, module, batch, term, expected, targets):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import loops
-from tests.models.test_families import alone, check_parity, masked_batch
+from tests.models.test_families import alone, check_own_loss, check_parity, masked_batch
 from tests.models.test_packed import LENGTHS, VOCABULARY, batch_of
 from trainer.bench.syncs import HostSyncs
 from trainer.choices import ConfigError
@@ -59,6 +59,7 @@ def check(family, causal):
     model = made(family, causal)
     batch = batch_of(LENGTHS, torch.Generator().manual_seed(1)) if causal else masked_batch(LENGTHS)
     batch.inputs["input_ids"].clamp_(min=VOCABULARY.pad + 1)
+    check_own_loss(made(family, causal), batch, causal)
     expected = alone(model, batch.inputs["input_ids"], LENGTHS)
     module: LanguageModule = CausalModule(model, 101) if causal else MaskedModule(model, 101)
     assert torch.allclose(module.logits(batch, None), expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))

@@ -13,7 +13,7 @@ from trainer.config import role_of, roles
 from trainer.run import load_frozen
 from trainer.tracking import jsonl
 from trainer.tracking.charts import Chart, curves_of
-from trainer.tracking.figures import is_figure, shown
+from trainer.tracking.figures import is_figure, readable, shown
 from trainer.tracking.report import rendered
 
 # What adding up in another order makes of a loss, relative: below it two runs compute the same.
@@ -120,7 +120,7 @@ def picture(comparison: Comparison) -> Path:
     path = first.run.path.parent / f"diff-{first.run.path.name}-{second.run.path.name}.html"
     named = {"identity": "What is computed", "placement": "Where and how"}
     tables = [(named[role], rows) for role, rows in comparison.differences.items()]
-    tables.append(("Figures", [(key.replace("_", " "), shown(key, one), shown(key, other)) for key, one, other in comparison.figures]))
+    tables.append(("Figures", [(readable(key), shown(key, one), shown(key, other)) for key, one, other in comparison.figures]))
     facts = {
         "name": f"{first.label} and {second.label}",
         "first": first.label,

@@ -134,8 +134,10 @@ def _draw(chart: Chart, axes: Any) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     for label, level in chart.levels.items():
         axes.axhline(level, color=_COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(label, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-                      ha="right", va="bottom", color=_COLOURS["muted"], fontsize=8)  # fmt: skip
+        # The names of two that are close to each other stand apart.
+        above = level == max(chart.levels.values())
+        axes.annotate(label, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3 if above else -3), textcoords="offset points",
+                      ha="right", va="bottom" if above else "top", color=_COLOURS["muted"], fontsize=8)  # fmt: skip
     if sum(not curve.faint for curve in chart.curves) > 1:
         axes.legend(loc="best", fontsize=9, handlelength=1.4, borderaxespad=0.2)
 

@@ -10,6 +10,11 @@ def grouped(key: str) -> str:
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
+def readable(key: str) -> str:
+    """A key as a person reads it, its unit being that of the figure: `peak_memory_bytes` → `peak memory`."""
+    return key.removesuffix("_bytes").replace("_", " ")
+
+
 def is_figure(value: Any) -> bool:
     """Whether a value can be drawn."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -116,7 +116,7 @@ TEMPLATE = (
 {% endfor %}</div><p class="note">{{ comparison.note }}</p></div>
 {% endfor %}
 
-<h2>Curves{% if attempts %} <small>dotted: the run went on from a checkpoint</small>{% endif %}</h2>
+<h2>Curves{% if resumed %} <small>dotted: the run went on from a checkpoint</small>{% endif %}</h2>
 {% if charts %}<div class="charts">
 {% for chart in charts %}<figure class="card"><figcaption>{{ chart.title }}<span>{{ chart.note }}</span></figcaption>
 {{ chart.svg }}</figure>
@@ -213,7 +213,7 @@ COMPARISON = (
 
 {% for title, rows in differences if rows %}<h2>{{ title }}</h2>
 <div class="card scroll"><table>
-<tr><th></th><th>{{ first }}</th><th>{{ second }}</th></tr>
+<tr><th></th><th class="number">{{ first }}</th><th class="number">{{ second }}</th></tr>
 {% for row in rows %}<tr><td>{{ row[0] }}</td>{% for value in row[1:] %}<td class="number wide">{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
 {% endfor %}

@@ -15,7 +15,7 @@ from trainer.mfu import CONVENTION
 from trainer.sampling import beginning
 from trainer.tracking import jsonl, sections
 from trainer.tracking.charts import SERIES, Chart, curves_of, svg
-from trainer.tracking.figures import number, percent, rate, shown
+from trainer.tracking.figures import number, percent, rate, readable, shown
 from trainer.tracking.progress import duration
 from trainer.tracking.sets import curves_of_sets, figures_of_sets
 
@@ -66,15 +66,14 @@ def page(run_dir: Path) -> dict[str, Any]:
         "tiles": tiles(summary, trained, evaluated, events),
         "comparisons": comparisons(summary),
         "charts": charts(trained, evaluated, lines, terms, sets, summary, marks),
+        "resumed": bool(marks),
         "attempts": sections.attempts(events),
         "sets": sections.sets(lines, sets),
         "passes": sections.passes(summary, events),
         "profile": sections.profile(run_dir),
         "sample": _text(run_dir / SAMPLE),
         "samples": sections.samples(run_dir),
-        "summary": [
-            (key.removesuffix("_bytes").replace("_", " "), shown(key, value)) for key, value in summary.items() if not key.startswith(apart)
-        ],
+        "summary": [(readable(key), shown(key, value)) for key, value in summary.items() if not key.startswith(apart)],
         "events": [_event(event, events[0].get("time")) for event in events[-_EVENTS:]],
         "left_out": max(0, len(events) - _EVENTS),
         "hints": hints(run_dir, config, summary),
