@@ -74,7 +74,8 @@ class _Page:
         self._title("the run")
         self._options(reference.run_options())
         self._title("experiment=…")
-        self._choices(EXPERIMENT)
+        self._choices(EXPERIMENT, [name for name in reference.names(EXPERIMENT) if not name.endswith("_offline")])
+        self.console.print(Padding(Text("and NAME_offline, of each that needs the hub, without a network", "dim"), (0, 0, 0, 2)))
         for group in GROUPS:
             self._group(group)
 
@@ -150,11 +151,9 @@ class _Page:
     def _title(self, name: str, meaning: str = "") -> None:
         self.console.print(Text.assemble("\n", (name, "bold"), f"  {meaning}" if meaning else ""))
 
-    def _choices(self, group: str) -> None:
-        presets = reference.presets(group)
-        self._pairs([
-            (f"{group}={name}", presets[name].meaning if name in presets else self._meaning(group, name)) for name in reference.names(group)
-        ])  # fmt: skip
+    def _choices(self, group: str, names: Iterable[str] | None = None) -> None:
+        """A line for each of these names, or for all that the group has."""
+        self._pairs([(f"{group}={name}", self._meaning(group, name)) for name in names or reference.names(group)])
 
     def _pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
