@@ -32,7 +32,7 @@ def run_shell(example: Example, extra: list[str]) -> None:
     for command in example.commands():
         words = trainer_words(command)
         if words is None:
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # this process's is for the answers
             continue
         composes = words[0] == "train" and not {"--help", "--cfg"} & set(words)
         code = main(adjusted(words, extra) if composes else words)

@@ -21,13 +21,15 @@ from tests.loops import write_texts
 from trainer import options, reference
 from trainer.choices import load_choices
 from trainer.config import GROUPS
-from trainer.words import composed
+from trainer.words import composed, trial
 
 EXAMPLES = [example for document in DOCUMENTS for example in examples(document)]
 TYPED = [(example, command) for example in EXAMPLES if example.is_shell for command in example.commands()]
 # One with … in it shows a form, and is none to type.
 COMMANDS = [(example, words) for example, command in TYPED if (words := trainer_words(command)) and "…" not in "".join(words)]
 MARKED = [example for example in EXAMPLES if example.run is not None]
+# They take options of their own beside the words of a run.
+TRIALS = ("parity", "rehearse")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -63,6 +65,10 @@ def test_a_command_is_accepted(example: Example, words: list[str], folder: Path,
     printed = bool({"--help", "-h", "--cfg"} & set(rest))
     if verb == "runs":
         accepted_by_runs(rest)
+        return
+    if verb in TRIALS and not printed:
+        own, rest = options.taken(rest, module.Options)
+        assert options.parse(own, module.Options, verb) and trial(rest, verb, steps=1)
         return
     if hasattr(module, "Options"):
         assert printed or options.parse(rest, module.Options, verb)
