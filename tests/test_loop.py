@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -337,6 +338,22 @@ def test_b04_b03_a_pretrained_model_that_does_not_fit_is_told_before_launch(tmp_
     path = ready_pretrained(tmp_path, texts, *pretrained)
     train(single(), path)
     assert losses(path)[-1] < losses(path)[0]
+
+
+def test_b04_tokens_with_other_ids_than_a_pretrained_models_own_are_told_before_launch(tmp_path, texts):
+    """Shapes fit, and its embedding would be of other words."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "model"
+    GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=32, n_embd=32, n_layer=1, n_head=2)).save_pretrained(folder)
+    pretrained = ("model=pretrained", f"model.path={folder}")
+    corpus = open_corpus(*(RunDir(ready_pretrained(tmp_path, texts, *pretrained)).placement[key] for key in ("corpus", "rows")))
+    shutil.copytree(corpus.tokenizer_path, folder, dirs_exist_ok=True)
+    ready_pretrained(tmp_path, texts, *pretrained, "steps=7", "resume.extend=true")
+    with pytest.raises(
+        ConfigError, match=r"tokenizer: '.*' has id \d+, but \d+ in the tokenizer of model\.path: .*tokenizer=pretrained tokenizer\.path="
+    ):
+        ready_pretrained(tmp_path / "other", texts, *pretrained, "tokenizer.kind=wordpiece")
 
 
 def ready_pretrained(tmp_path, texts, *words):

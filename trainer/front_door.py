@@ -18,7 +18,7 @@ from trainer.config import BUDGETS, Config
 from trainer.data.corpus import open_corpus
 from trainer.data.deal import describe
 from trainer.data.prepare import prepare
-from trainer.initial import refuse_unfitting
+from trainer.initial import refuse_other_ids, refuse_unfitting
 from trainer.micro_batch import resolve
 from trainer.run import RunDir, load_frozen
 from trainer.tracking.closing import closing
@@ -92,6 +92,7 @@ def make_ready(config: Config, run: RunDir, world_size: int) -> Config:
     corpus = open_corpus(prepared.corpus, prepared.rows)
     config.task.baselines(corpus)
     config.model.verify(config.task.objective, corpus.vocabulary, config.sequence_length)
+    refuse_other_ids(config, corpus)
     if config.resume.overwrite or not run.holds_run:
         refuse_unfitting(config, corpus)
     if config.resume.overwrite:

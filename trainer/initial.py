@@ -1,4 +1,4 @@
-"""Another run's weights as a start (`init.run`): what must fit, told before anything is launched."""
+"""Weights as a start, of another run (`init.run`) or pretrained: what must fit, told before anything is launched."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from trainer.checkpoint.opening import shapes_in
 from trainer.choices import ConfigError, nearest
 from trainer.config import Config, flatten, to_dict
 from trainer.data.corpus import Corpus
+from trainer.data.tokenizer_files import load_tokenizer, locate
+from trainer.data.tokenizers import Pretrained as PretrainedTokenizer
+from trainer.models.pretrained import Pretrained
 from trainer.run import RunDir, checkpoint_of, load_frozen
 
 
@@ -30,6 +33,26 @@ def _refuse_other_tokens(source: str, theirs: RunDir, corpus: Corpus) -> None:
     if tokenizer.is_file() and ours.is_file() and tokenizer.read_bytes() != ours.read_bytes():
         raise ConfigError(
             f"init.run: {source} was trained with another tokenizer; use that one: tokenizer=pretrained tokenizer.path={tokenizer.parent}"
+        )
+
+
+def refuse_other_ids(config: Config, corpus: Corpus) -> None:
+    """Raise ConfigError (B04) where a pretrained model has a tokenizer of its own in which our tokens have other ids."""
+    model, ours = config.model, config.tokenizer
+    if not isinstance(model, Pretrained) or isinstance(ours, PretrainedTokenizer) and ours.path == model.path:
+        return
+    try:
+        theirs = locate(model.path, model.revision if not Path(model.path).is_dir() else None).load().get_vocab()
+    except ConfigError:
+        return
+    mine = load_tokenizer(corpus.tokenizer_path).get_vocab()
+    differ = sorted((number, token) for token, number in mine.items() if theirs.get(token, number) != number)
+    if differ:
+        number, token = differ[0]
+        raise ConfigError(
+            f"tokenizer: {token!r} has id {number}, but {theirs[token]} in the tokenizer of model.path: {model.path}, whose ids its "
+            f"embedding knows ({len(differ):,} tokens differ); take that one: tokenizer=pretrained tokenizer.path={model.path}. "
+            "To learn the embedding anew, give a folder of the model without its tokenizer's files"
         )
 
 

@@ -64,6 +64,10 @@ class TokenStream:
             done += len(part)
         return result
 
+    def count(self, token: int) -> int:
+        """How often a token stands in the stream."""
+        return sum(int(np.count_nonzero(shard == token)) for shard in self._shards)
+
 
 @dataclass
 class Split:

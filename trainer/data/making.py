@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from trainer.atomic import write_json
 from trainer.choices import ConfigError
 from trainer.data.claims import made_once
 from trainer.data.compressing import compressed_sizes
-from trainer.data.corpus import Corpus
+from trainer.data.corpus import Corpus, TokenStream
 from trainer.data.formats import to_plain
 from trainer.data.pipeline import encode_parts
 from trainer.data.reporting import Reporter
@@ -23,16 +23,18 @@ from trainer.data.sharing import remove_parts
 from trainer.data.sources import EVAL, SPLITS, OnError
 from trainer.data.splitting import Plan
 from trainer.data.text import TextFormat
+from trainer.data.tokenizer_files import load_tokenizer
 from trainer.data.tokenizing import Job
-from trainer.data.vocabularies import add_sentinels, load_special, load_tokenizer, save_special, special_tokens
+from trainer.data.vocabularies import add_sentinels, load_special, save_special, special_tokens
 from trainer.environment import cores
 
 if TYPE_CHECKING:
     from trainer.config import Config
+    from trainer.data.tokenizers import Sample
 
 
-def make_tokenizer(config: Config, sample: Callable[[int], Iterator[str]], folder: Path, report: Reporter) -> None:
-    """sample: gives training text, about so many bytes of it."""
+def make_tokenizer(config: Config, sample: Sample, folder: Path, report: Reporter) -> None:
+    """sample: gives training text, about so many bytes of it, or all."""
     task = config.task
     with report.doing(f"tokenizer={config.tokenizer.name}"):
         config.tokenizer.build(folder, task.tokenizer_kind, task.sentences, sample)
@@ -60,6 +62,8 @@ def make_corpus(
             figures = {split: _figures(writer.splits[split].lengths, end) for split in SPLITS}
             with report.bar("compressing the held-out text, for comparison", 2 * text.stat().st_size) as advance:
                 figures[EVAL] |= compressed_sizes(text, advance)
+            held_out = TokenStream(folder / EVAL, figures[EVAL]["stream"], dtype, SHARD_TOKENS)
+            figures[EVAL]["unknown"] = 0 if special.unk is None else held_out.count(special.unk)
             text.unlink()
             shutil.copytree(tokenizer, folder / "tokenizer")
             for name in ("special.json", "starts_word.npy"):

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "open_corpus", "prepare"]
 
 # Part of every key: raise it when the same settings would give other bytes.
-FORMAT = 1
-ROWS_FORMAT = 2
+FORMAT = 2
+ROWS_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,10 @@ class _Preparing:
         report.closing(text.name, text.splits, corpus_meta, rows_meta, corpus, anew=anew or claim is not None)
         return Prepared(corpus, rows, rows_key)
 
-    def sample(self, size: int) -> Iterator[str]:
-        """Training text, about `size` bytes of it, of each source its share."""
+    def sample(self, size: int | None) -> Iterator[str]:
+        """Training text, about `size` bytes of it, of each source its share; None: as much as the shares allow."""
+        if size is None:
+            size = int(min(text.plan.size / text.share for text in self.texts.values()))
         for text in self.texts.values():
             with named(text.key):
                 yield from sample_text(text.plan, math.ceil(size * text.share), text.source.on_error)

@@ -14,8 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from trainer.data.sources import EVAL
+
 _LINE_SECONDS = 5.0
 _SLOW_SECONDS = 1.0
+# A larger share of unknown tokens is worth a warning.
+_UNKNOWN = 0.01
 
 
 class Reporter:
@@ -81,6 +85,12 @@ class Reporter:
         name: of the source, "" where it is the only one. wanted: its splits.
         """
         splits = corpus["splits"]
+        unknown, held_out = splits[EVAL]["unknown"], splits[EVAL]["tokens"]
+        if EVAL in wanted and unknown > _UNKNOWN * held_out:
+            self.line(
+                f"[yellow]warning:[/] {name and f'{name}: '}{100 * unknown / held_out:.1f} % of the held-out tokens are unknown to the "
+                "tokenizer: that text is lost, and figures by byte do not count it; take a tokenizer made for such text, or train one"
+            )
         if not anew:
             parts = [f"{split} {splits[split]['tokens']:,} tokens in {rows['splits'][split]['rows']:,} rows" for split in wanted]
             self.line(f"{name or 'data'}: {', '.join(parts)} (prepared before)")

@@ -14,6 +14,9 @@ from trainer.data.sources import Document, SourceFile
 
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 _LEADING_BLANK_LINES = re.compile(rb"(?:[ \t\r]*\n)+")
+_WHITE_SPACE = re.compile(rb"[ \n]+")
+# A comma or a full stop before an ideograph.
+_CLAUSE_END = re.compile("(?:，|。|；|！|？)".encode() + rb"(?=[\xe4-\xe9])")
 _BLOCK = 1 << 20
 
 
@@ -110,8 +113,9 @@ def _border(text: bytes, limit: int, document: Document, opens: bool, last: bool
         return len(text), True
     end = soft_border(text, 0, limit)
     # A blank line must not be parted, or neither segment would show that a document ends there.
-    while document is Document.blank_line and end > 1 and (text[end : end + 1].isspace() or text[end] & 0xC0 == 0x80):
-        end -= 1
+    if document is Document.blank_line and not is_between_words(text, end):
+        while end > 1 and (text[end : end + 1].isspace() or text[end] & 0xC0 == 0x80):
+            end -= 1
     return end, False
 
 
@@ -134,17 +138,68 @@ def _first_end(text: bytes, limit: int, document: Document) -> int:
 
 def soft_border(text: bytes, start: int, limit: int) -> int:
     """Where to cut text inside a document so that its tokens stay the same: at a line end between two lines that neither are blank nor
-    indented, else at any line end, a space, a character. Looks back from start + limit, no further than half the way.
+    indented, else before a space, at any line end, at the end of a clause, at a character. Looks back from start + limit, no further than
+    half the way.
     """
     stop, floor = start + limit, start + limit // 2
+    return (
+        _even_line_end(text, floor, stop)
+        or _space(text, floor, stop)
+        or text.rfind(b"\n", floor + 1, stop) + 1
+        or _clause_end(text, floor, stop)
+        or _character(text, start, stop)
+    )
+
+
+def piece_border(text: bytes, start: int, limit: int) -> int:
+    """As soft_border, before a space first: there also such tokenizers cut as put a space before a text that has none."""
+    stop, floor = start + limit, start + limit // 2
+    return (
+        _space(text, floor, stop)
+        or _even_line_end(text, floor, stop)
+        or _white_space(text, floor, stop)
+        or _clause_end(text, floor, stop)
+        or _character(text, start, stop)
+    )
+
+
+def _even_line_end(text: bytes, floor: int, stop: int) -> int:
+    """The last line end between two lines that neither are blank nor indented; 0 where there is none."""
     position = stop
     while (position := text.rfind(b"\n", floor, position)) > floor:
         if not text[position - 1 : position].isspace() and not text[position + 1 : position + 2].isspace():
             return position + 1
-    for mark in (b"\n", b" "):
-        position = text.rfind(mark, floor, stop)
-        if position > floor:
-            return position + 1
+    return 0
+
+
+def _space(text: bytes, floor: int, stop: int) -> int:
+    """The last single space between two words, which belongs to the second; 0 where there is none."""
+    position = stop
+    while (position := text.rfind(b" ", floor, position)) > floor:
+        if is_between_words(text, position):
+            return position
+    return 0
+
+
+def is_between_words(text: bytes, position: int) -> bool:
+    """Whether a space stands there with neither white space nor an end beside it."""
+    before = text[max(0, position - 4) : position].decode(errors="ignore")[-1:]
+    after = text[position + 1 : position + 5].decode(errors="ignore")[:1]
+    return text[position : position + 1] == b" " and bool(before and after) and not (before.isspace() or after.isspace())
+
+
+def _white_space(text: bytes, floor: int, stop: int) -> int:
+    """Where the last run of spaces and line ends begins; 0 where there is none."""
+    starts = (match.start() for match in _WHITE_SPACE.finditer(text, floor, stop) if match.start() > floor)
+    return max((at for at in starts if not text[max(0, at - 4) : at].decode(errors="ignore")[-1:].isspace()), default=0)
+
+
+def _clause_end(text: bytes, floor: int, stop: int) -> int:
+    """The end of the last Chinese clause with a letter after it; 0 where there is none."""
+    return max((match.end() for match in _CLAUSE_END.finditer(text, floor, stop)), default=0)
+
+
+def _character(text: bytes, start: int, stop: int) -> int:
     while stop > start + 1 and text[stop : stop + 1] and text[stop] & 0xC0 == 0x80:
         stop -= 1
     return stop

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.choices import Choice, ConfigError, choice, identity
+
+if TYPE_CHECKING:
+    from trainer.data.tokenizer_files import Located
+
+
+Sample = Callable[[int | None], Iterator[str]]
 
 
 class Kind(str, Enum):
@@ -16,6 +22,7 @@ class Kind(str, Enum):
     auto = "auto"
     bpe = "bpe"
     wordpiece = "wordpiece"
+    unigram = "unigram"
 
 
 class Tokenizer(Choice, group="tokenizer"):
@@ -28,32 +35,34 @@ class Tokenizer(Choice, group="tokenizer"):
         """
         raise NotImplementedError
 
-    def build(self, folder: Path, kind: str, sentences: bool, sample: Callable[[int], Iterator[str]]) -> None:
+    def build(self, folder: Path, kind: str, sentences: bool, sample: Sample) -> None:
         """Write the tokenizer into a folder, in the form that transformers loads.
 
-        sentences: whether the task needs [CLS], [SEP] and [MASK], else an end of text. sample: gives training text, about so many bytes.
+        sentences: whether the task needs [CLS], [SEP] and [MASK], else an end of text. sample: gives training text, about so many bytes of
+        it, or all.
         """
         raise NotImplementedError
 
 
 @choice
 class Train(Tokenizer):
-    """A tokenizer trained on the training split: byte-level BPE for GPT, WordPiece for BERT."""
+    """A tokenizer trained on the training split: byte-level BPE for GPT, WordPiece for BERT, or Unigram."""
 
     name: str = "train"
-    kind: Kind = identity(Kind.auto, help="auto | bpe | wordpiece; auto: what the task wants")
+    kind: Kind = identity(Kind.auto, help="auto | bpe | wordpiece | unigram; auto: what the task wants")
     vocab_size: int = identity(8192, help="tokens, special ones included")
-    lowercase: bool = identity(False, help="fold case and strip accents (wordpiece)")
-    sample_bytes: int = identity(64 << 20, help="training text it is trained on, at most")
+    lowercase: bool = identity(False, help="fold case and strip accents (wordpiece, unigram)")
+    sample_bytes: int | None = identity(64 << 20, help="training text it is trained on, at most; null: all, which has to fit in memory")
 
     def check(self) -> None:
-        # Byte-level BPE starts from its 256 bytes.
-        if self.vocab_size < 300:
-            raise ConfigError(f"tokenizer.vocab_size: {self.vocab_size}; at least 300 (256 bytes and something learned), e.g. 8192")
-        if self.sample_bytes < 1:
-            raise ConfigError(f"tokenizer.sample_bytes: {self.sample_bytes}; must be positive, e.g. {64 << 20}")
+        # Byte-level BPE starts from its 256 bytes; Unigram also from the characters of an alphabet.
+        least = 400 if self.kind is Kind.unigram else 300
+        if self.vocab_size < least:
+            raise ConfigError(f"tokenizer.vocab_size: {self.vocab_size}; at least {least} (256 bytes and something learned), e.g. 8192")
+        if self.sample_bytes is not None and self.sample_bytes < 1:
+            raise ConfigError(f"tokenizer.sample_bytes: {self.sample_bytes}; must be positive, e.g. {64 << 20}, or null for all")
         if self.lowercase and self.kind is Kind.bpe:
-            raise ConfigError("tokenizer.lowercase: true with tokenizer.kind=bpe; byte-level BPE keeps case, use wordpiece")
+            raise ConfigError("tokenizer.lowercase: true with tokenizer.kind=bpe; byte-level BPE keeps case, use wordpiece or unigram")
 
     def algorithm(self, kind: str) -> str:
         return kind if self.kind is Kind.auto else self.kind.value
@@ -69,8 +78,8 @@ class Train(Tokenizer):
             "sentences": sentences,
         }
 
-    def build(self, folder: Path, kind: str, sentences: bool, sample: Callable[[int], Iterator[str]]) -> None:
-        from trainer.data.vocabularies import train_tokenizer
+    def build(self, folder: Path, kind: str, sentences: bool, sample: Sample) -> None:
+        from trainer.data.subwords import train_tokenizer
 
         train_tokenizer(
             self.algorithm(kind), self.vocab_size, self.lowercase, sentences, lambda: sample(self.sample_bytes)
@@ -79,24 +88,30 @@ class Train(Tokenizer):
 
 @choice
 class Pretrained(Tokenizer):
-    """A tokenizer from a folder or the Hugging Face hub."""
+    """A tokenizer from a folder, from bare vocabulary files or from the Hugging Face hub."""
 
     name: str = "pretrained"
-    path: str = identity("", help="a folder that save_pretrained wrote, or a hub id such as openai-community/gpt2")
+    path: str = identity("", help="a folder, a vocab.txt, vocab.json or encoder.json, or a hub id such as openai-community/gpt2")
     revision: str | None = identity(None, help="branch, tag or commit of the hub repository")
+    lowercase: bool | None = identity(None, help="of a bare vocab.txt: fold case and strip accents; default: what its tokens show")
 
     def check(self) -> None:
         if not self.path:
-            raise ConfigError("tokenizer.path: missing; tokenizer=pretrained needs tokenizer.path=FOLDER or a hub id")
+            raise ConfigError(
+                "tokenizer.path: missing; tokenizer=pretrained needs tokenizer.path=, a folder, a vocabulary's file or a hub id"
+            )
 
     def decides(self, kind: str, text: str, sentences: bool) -> dict[str, Any]:
-        from trainer.data.vocabularies import digest_of, locate
+        from trainer.data.tokenizer_files import digest_of
 
-        return {"name": self.name, "files": digest_of(locate(self.path, self.revision))}
+        located = self._located()
+        return {"name": self.name, "files": digest_of(located.files), **located.options()}
 
-    def build(self, folder: Path, kind: str, sentences: bool, sample: Callable[[int], Iterator[str]]) -> None:
-        from trainer.data.vocabularies import load_tokenizer, locate
-
-        tokenizer = load_tokenizer(locate(self.path, self.revision))
+    def build(self, folder: Path, kind: str, sentences: bool, sample: Sample) -> None:
         # Not all that a model's folder says of its tokenizer is about cutting text.
-        tokenizer.save_pretrained(folder)
+        self._located().load().save_pretrained(folder)
+
+    def _located(self) -> Located:
+        from trainer.data.tokenizer_files import locate
+
+        return locate(self.path, self.revision, self.lowercase)

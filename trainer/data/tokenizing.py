@@ -16,7 +16,7 @@ from trainer.data.formats import from_plain
 from trainer.data.reading import Unit, splits
 from trainer.data.segments import Flaw, cut_out
 from trainer.data.sources import EVAL, SPLITS
-from trainer.data.text import soft_border
+from trainer.data.text import piece_border
 from trainer.data.token_files import sentences_of
 
 # The tokenizer library is fastest on pieces of this size, and holds about a hundred bytes a token until a batch is taken apart.
@@ -178,7 +178,7 @@ def cut(text: bytes) -> Iterator[str]:
     """A document in pieces that are fast to tokenize, cut where the tokens stay the same."""
     start = 0
     while len(text) - start > _PIECE_BYTES:
-        end = soft_border(text, start, _PIECE_BYTES)
+        end = piece_border(text, start, _PIECE_BYTES)
         yield text[start:end].decode()
         start = end
     yield text[start:].decode()
