@@ -314,7 +314,7 @@ def test_b07_a_broken_record_of_a_later_part_names_its_line(tmp_path, monkeypatc
 
 def trained(folder):
     """A tokenizer that needs none of the text."""
-    from trainer.data.vocabularies import train_tokenizer
+    from trainer.data.subwords import train_tokenizer
 
     train_tokenizer("bpe", 300, False, False, lambda: iter(["some text"])).save_pretrained(folder / "tokenizer")
     return folder / "tokenizer"
