@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Pace:
-    """One round of one loop. wall, cpu: seconds a step (cpu: of all threads of the process). losses: of every step, where kept."""
+    """One round of one loop. wall, cpu: seconds a step, or another unit of work (cpu: of all threads of the process). losses: of every
+    step, where kept."""
 
     wall: float
     cpu: float
@@ -47,8 +48,10 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(loops: Mapping[str, Callable[[], Pace]], rounds: int, told: Callable[[str], None]) -> dict[str, list[Pace]]:
-    """Each loop once a round, the first one of a round changing: name → paces by round."""
+def take_turns(
+    loops: Mapping[str, Callable[[], Pace]], rounds: int, told: Callable[[str], None], unit: str = "step"
+) -> dict[str, list[Pace]]:
+    """Each loop once a round, the first one of a round changing: name → paces by round. unit: what the paces are of."""
     found: dict[str, list[Pace]] = {name: [] for name in loops}
     names = list(loops)
     for number in range(rounds):
@@ -56,7 +59,7 @@ def take_turns(loops: Mapping[str, Callable[[], Pace]], rounds: int, told: Calla
             gc.collect()  # what the loop before left behind is not this one's work
             pace = loops[name]()
             found[name].append(pace)
-            told(f"round {number + 1}/{rounds} {name}: {1000 * pace.wall:.3f} ms wall, {1000 * pace.cpu:.3f} ms CPU a step")
+            told(f"round {number + 1}/{rounds} {name}: {1000 * pace.wall:.3f} ms wall, {1000 * pace.cpu:.3f} ms CPU a {unit}")
     return found
 
 

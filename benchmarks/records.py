@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,24 @@ def hardware() -> str:
     return f"cpu-{len(os.sched_getaffinity(0))}-cores"
 
 
-def versions() -> dict[str, str]:
+def commit() -> str:
+    """The commit that is checked out, with `+` where files differ from it; `no commit` outside of a repository."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+
+
+def versions(*more: str) -> dict[str, str]:
     """The software that the figures belong to."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "accelerate", "deepspeed"):
+    for name in ("torch", "transformers", "accelerate", "deepspeed", *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -42,7 +55,7 @@ def write(what: str, text: str, figures: dict[str, Any], folder: Path | None = N
     folder.mkdir(parents=True, exist_ok=True)
     day, where = datetime.date.today().isoformat(), hardware()
     stem = folder / f"{day}-{where}-{what}"
-    about = {"date": day, "hardware": where, "versions": versions()}
+    about = {"date": day, "hardware": where, "commit": commit(), "versions": versions()}
     stem.with_suffix(".json").write_text(json.dumps(about | figures, indent=1) + "\n")
     path = stem.with_suffix(".md")
     path.write_text(text.rstrip() + "\n")
