@@ -268,12 +268,13 @@ def main() -> int:
     for part in (part for part in PARTS if part in parts):
         text, held = globals()[f"{part}_markdown"](figures[part])
         sections, good = [*sections, text], good and held
-    command = f"`python benchmarks/data.py {' '.join(sys.argv[1:])}".rstrip() + "`"
+    command = " ".join(["python benchmarks/data.py", *sys.argv[1:]])
     software = ", ".join(f"{name} {version}" for name, version in records.versions("tokenizers", "datasets", "numpy").items())
     text = "\n\n".join(
-        [*sections, f"{given.rounds} rounds in turns. Made by {command} at {records.commit()}.\n{records.hardware()}, {software}"]
+        [*sections, f"{given.rounds} rounds in turns. Made by `{command}` at {records.commit()}.\n{records.hardware()}, {software}"]
     )
-    print(text, f"\nwritten to {records.write('data', text, figures, given.out)}", sep="\n")
+    name = "-".join(["data", *(part for part in PARTS if part in parts and len(figures) < len(PARTS))])
+    print(text, f"\nwritten to {records.write(name, text, figures, given.out)}", sep="\n")
     return 0 if good else 1
 
 
