@@ -190,9 +190,9 @@ def tokenize_markdown(found: dict[str, Any]) -> tuple[str, bool]:
     tokens = found["ways"]["prepare"][0]["tokens"]
     text = (
         f"{size:g} MB ({found['text']}, {tokens:,} tokens), {found['cores']} cores. MB/s: median (smallest – largest). *All* is from the "
-        "files to what stays on disk: for `prepare` fingerprints, tokens, the index of documents and packed rows, with the start of its "
-        "processes, but without imports, as for the others; for the library one stream of ids; for `datasets` its Arrow files. *Tokenizing* is the part that tokenizes: for "
-        "the library its calls alone, the limit. CPU time is that of all processes. The tokens are the same."
+        "files to what stays on disk, without imports: for `prepare` fingerprints, tokens, the index of documents and packed rows, with "
+        "the start of its processes; for the library one stream of ids; for `datasets` its Arrow files. *Tokenizing* is the part that "
+        "tokenizes: for the library its calls alone, the limit. CPU time is that of all processes. The tokens are the same."
     )
     shares = (
         f"Of the library's limit `prepare` reaches {limit['calls'] / ours['calls']:.0%} while it tokenizes, and all of it takes "

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.tokenizing WAY RECORDS HELD_OUT TOKENIZER OUT CORES
 
-RECORDS: a folder of train-*.jsonl. Prints a JSON object: seconds of wall time and of CPU time of all processes, imports of this one not included;
-`calls`: seconds within the part that tokenizes; `tokens`, and `digest` of them as one stream, the end of text before each document.
+RECORDS: a folder of train-*.jsonl. Prints a JSON object: seconds of wall time and of CPU time of all processes, without what this one
+imports; `calls`: seconds within the part that tokenizes; `tokens`, and `digest` of them as one stream, the end of text before each document.
 """
 
 from __future__ import annotations
@@ -96,7 +96,12 @@ def datasets_map(records: Path, held_out: Path, tokenizer: Path, out: Path, core
     return run
 
 
-WAYS = {"prepare": ours, "encode_batch": library, "map_batched": datasets_map, "map_by_row": partial(datasets_map, batched=False)}
+WAYS: dict[str, Callable[[Path, Path, Path, Path, int], Callable[[], Figures]]] = {
+    "prepare": ours,
+    "encode_batch": library,
+    "map_batched": datasets_map,
+    "map_by_row": partial(datasets_map, batched=False),
+}
 
 
 def _files(records: Path) -> list[Path]:
