@@ -3,7 +3,8 @@
     python -m benchmarks.peers.tokenizing WAY RECORDS HELD_OUT TOKENIZER OUT CORES
 
 RECORDS: a folder of train-*.jsonl. Prints a JSON object: seconds of wall time and of CPU time of all processes, without what this one
-imports; `calls`: seconds within the part that tokenizes; `tokens`, and `digest` of them as one stream, the end of text before each document.
+imports; `calls`: seconds within the part that tokenizes; `tokens`, and `digest` of them as one stream, the end of text before each
+document.
 """
 
 from __future__ import annotations
