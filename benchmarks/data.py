@@ -270,9 +270,8 @@ def main() -> int:
         sections, good = [*sections, text], good and held
     command = " ".join(["python benchmarks/data.py", *sys.argv[1:]])
     software = ", ".join(f"{name} {version}" for name, version in records.versions("tokenizers", "datasets", "numpy").items())
-    text = "\n\n".join(
-        [*sections, f"{given.rounds} rounds in turns. Made by `{command}` at {records.commit()}.\n{records.hardware()}, {software}"]
-    )
+    turns = f"{given.rounds} rounds in turns. " if {"tokenize", "load"} & set(parts) else ""
+    text = "\n\n".join([*sections, f"{turns}Made by `{command}` at {records.commit()}.\n{records.hardware()}, {software}"])
     name = "-".join(["data", *(part for part in PARTS if part in parts and len(figures) < len(PARTS))])
     print(text, f"\nwritten to {records.write(name, text, figures, given.out)}", sep="\n")
     return 0 if good else 1

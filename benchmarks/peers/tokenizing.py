@@ -38,14 +38,15 @@ def ours(records: Path, held_out: Path, tokenizer: Path, out: Path, cores: int) 
     config = compose("data=jsonl", f"data.train={records}/train-*.jsonl", f"data.eval={held_out}", f"data.processes={cores}",
                      "tokenizer=pretrained", f"tokenizer.path={tokenizer}", "sequence_length=1024", "steps=1")  # fmt: skip
     found: Figures = {}
-    encoded_units = making.encoded_units
+    encode_parts = making.encode_parts
 
-    def clocked(*arguments: Any) -> None:
+    def clocked(*arguments: Any) -> list[Path]:
         began = time.perf_counter()
-        encoded_units(*arguments)
+        parts = encode_parts(*arguments)
         found["calls"] = time.perf_counter() - began
+        return parts
 
-    making.encoded_units = clocked  # type: ignore[assignment]
+    making.encode_parts = clocked  # type: ignore[assignment]
 
     def run() -> Figures:
         done = prepare(config, progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import re
 import sysconfig
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.data.corpora import decoded, prepared, text_source
 from trainer.choices import ConfigError
+from trainer.data.files import records_as_text
 from trainer.data.fingerprints import fingerprints
 from trainer.data.sources import EVAL, TRAIN, Stdlib, Text
 from trainer.data.stdlib import near_copies, top_level
@@ -113,6 +115,14 @@ def test_s09_only_text_is_read_and_nothing_is_unpickled(tmp_path, suffix):
     corpus = prepared(text_source(folder))
     assert corpus.meta["dropped"] == {"files that are not text": 1}
     assert not witness.exists()
+
+
+def test_records_that_are_read_as_text_are_told(tmp_path):
+    for name in ("a.txt", "poems.json", "more.json.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"[]") if name.endswith("gz") else b"some text\n")
+    found = records_as_text(text_source(tmp_path).listing().files)
+    assert found and re.match(rf"{tmp_path}/more\.json\.gz and 1 more: read as plain text, .*data=jsonl takes", found)
+    assert records_as_text(text_source(tmp_path / "a.txt").listing().files) is None
 
 
 def test_a_damaged_gzip_stream_names_the_file(tmp_path):

@@ -15,7 +15,7 @@ from trainer.choices import ConfigError
 from trainer.data import pipeline, token_files
 from trainer.data.reading import Parting, units
 from trainer.data.sources import Text
-from trainer.data.token_files import IDS, NanoGPTFormat
+from trainer.data.token_files import IDS, Index, MegatronFormat, NanoGPTFormat, sentences_of
 from trainer.data.token_sources import Megatron, NanoGPT
 from trainer.data.tokenizers import Pretrained, Train
 from trainer.data.tokenizing import sentences
@@ -88,7 +88,9 @@ def test_megatron_files_give_the_rows_of_their_text(tmp_path, corpus, monkeypatc
     monkeypatch.setattr(token_files, "_DOCUMENTS", 7)  # read in several runs, and cut into several units
     monkeypatch.setattr(pipeline, "UNIT_BYTES", 400)
     ids, end = ids_of(corpus, DOCUMENTS), corpus.special.eos
-    documents = [[[*document, *[end] * ends]] for document in ids]
+    # Sequences of a document follow each other; one without any is none.
+    documents = [[document[:3], [*document[3:], *[end] * ends]] for document in ids]
+    documents.insert(5, [])
     train = write_megatron(tmp_path / "a_text_document", documents[:-HELD_OUT], code, dtype, gap)
     held_out = write_megatron(tmp_path / "b_text_document", documents[-HELD_OUT:], code, dtype, gap)
     source = Megatron(train=str(train), eval=f"{held_out}.idx", processes=1)
@@ -140,12 +142,17 @@ def test_repeated_documents_of_tokens_are_dropped(tmp_path, corpus):
     assert sorted(decoded(found, "train") + decoded(found, "eval")) == sorted(DOCUMENTS)
 
 
-@given(stream=st.lists(st.integers(0, 6), max_size=60), unit_bytes=st.sampled_from([2, 6, 20, 1000]))
+@given(
+    stream=st.lists(st.sampled_from([0, 1, 2, 65_535, 77_777]), max_size=60),
+    width=st.sampled_from(["uint16", "uint32"]),
+    unit_bytes=st.sampled_from([2, 6, 20, 1000]),
+)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_documents_of_a_stream_do_not_depend_on_units(tmp_path_factory, stream, unit_bytes):
+def test_documents_of_a_stream_do_not_depend_on_units(tmp_path_factory, stream, width, unit_bytes):
     path = tmp_path_factory.getbasetemp() / "stream.bin"
-    np.array(stream, "<u2").tofile(path)
-    layout, found = NanoGPTFormat(0, 7), []
+    stream = [token for token in stream if token < 1 << 8 * np.dtype(width).itemsize]
+    np.array(stream, width).tofile(path)
+    layout, found = NanoGPTFormat(0, 100_000, width), []
     for unit in units(whole(path), layout, Parting(1 << 63), [0], unit_bytes):
         for segment in unit.segments:
             texts = [np.frombuffer(text, IDS).tolist() for text in layout.documents(segment).texts]
@@ -154,6 +161,32 @@ def test_documents_of_a_stream_do_not_depend_on_units(tmp_path_factory, stream, 
             found += texts
     expected = [[int(token) for token in part.split()] for part in " ".join(map(str, stream)).replace("0", "|").split("|") if part.strip()]
     assert found == expected
+
+
+CODES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("unit_bytes", [4, 20, 1000])
+def test_an_index_names_sequences_and_documents_in_every_type_of_integer(tmp_path, code, unit_bytes):
+    """Documents of one sequence, of several and of none; sequences that lie apart; a mode for each sequence behind it all."""
+    prefix = write_megatron(tmp_path / "a", [[[1, 2], [3]], [], [[4]], [[5, 6, 7], [], [8]]], code, CODES[code], gap=1)
+    with open(prefix.with_suffix(".idx"), "ab") as index:
+        index.write(bytes(6))
+    layout, file = MegatronFormat(0, 9), whole(prefix.with_suffix(".bin"))
+    texts = [text for unit in units(file, layout, Parting(1 << 63), [0], unit_bytes) for part in unit.segments
+             for text in layout.documents(part).texts]  # fmt: skip
+    assert [[found.tolist() for found in sentences_of(text)] for text in texts] == [[[1, 2], [3]], [[4]], [[5, 6, 7], [], [8]]]
+
+
+@pytest.mark.parametrize(("code", "version"), [(6, 1), (7, 1), (9, 1), (8, 2)])
+def test_an_index_of_fractions_or_of_another_version_is_refused(tmp_path, code, version):
+    prefix = write_megatron(tmp_path / "a", [[[1]]], code)
+    data = bytearray(prefix.with_suffix(".idx").read_bytes())
+    data[9:17] = struct.pack("<Q", version)
+    prefix.with_suffix(".idx").write_bytes(data)
+    with pytest.raises(ConfigError, match=rf"a\.idx: no index that can be read \(version {version}, dtype code {code}\)"):
+        Index(whole(prefix.with_suffix(".bin"))[0].file)
 
 
 def test_b04_tokens_that_the_tokenizer_lacks_are_told(tmp_path, corpus):

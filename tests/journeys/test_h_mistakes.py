@@ -29,6 +29,13 @@ def folder(shell):
     (root / "good.txt").write_text("one line of text\nand another one\n" * 300)
     (root / "broken.txt.gz").write_bytes(gzip.compress(b"some text\n" * 1000)[:-20])
     (root / "model.bin").write_bytes(b"\x80\x04\x95pickle")
+    (root / "blank.txt").write_text(" \n\n" * 50)
+    (root / "hollow.jsonl").write_text('{"text": null}\n{"text": " "}\n' * 20)
+    (root / "bad.jsonl").write_text('{"text": "fine"}\n{"text": "never closed}\n{"text": "fine"}\n')
+    (root / "poems.json").write_text(json.dumps([{"title": "t", "lines": ["a line", "another"]}] * 40))
+    (root / "mail.csv").write_text("subject,body\nhello,a letter\n" * 20)
+    records = "".join(f'{{"text": "record {number} of a few words"}}\n' for number in range(60))
+    (root / "some-bad.jsonl").write_text(records + '{"text": 3}\n{"text": "never closed\n')
     return root
 
 
@@ -41,7 +48,15 @@ def folder(shell):
         ("b06", ["data=text", "data.path=files/empty.txt", "steps=1"], ["files/empty.txt", "empty"]),
         ("b07", ["data=text", "data.path=files/bad.txt", "steps=1"], ["files/bad.txt:2:", "on_error=skip"]),
         ("b07", ["data=text", "data.path=files/broken.txt.gz", "steps=1"], ["broken.txt.gz"]),
+        ("b06", ["data=text", "data.path=files/blank.txt", "steps=1"], ["files/blank.txt", "1 files read, 0 kept", "1 empty files"]),
+        ("b06", ["data=jsonl", "data.path=files/hollow.jsonl", "steps=1"], ["files/hollow.jsonl", "0 kept", "40 records without text"]),
+        ("b07", ["data=jsonl", "data.path=files/bad.jsonl", "steps=1"], ["files/bad.jsonl:2:10: broken JSON", "on_error=skip"]),
         ("b13", ["data=text", "data.path=files/nowhere/*.txt", "steps=1"], ["files/nowhere/*.txt"]),
+        ("b13", ["data=text", "data.path=files/god.txt", "steps=1"], ["files/god.txt", "did you mean 'good.txt'?"]),
+        ("b13", ["data=hub", "data.path=nobody/nothing", "steps=1"], ["'nobody/nothing'", "huggingface.co", "hf download --repo-type"]),
+        ("b14", ["data=jsonl", "data.path=files/poems.json", "steps=1"], ["columns with text are title, lines", "data.columns.text="]),
+        ("b14", ["data=jsonl", "data.path=files/poems.json", "data.columns.text=line", "steps=1"], ["'line'", "did you mean 'lines'?"]),
+        ("b14", ["data=csv", "data.path=files/mail.csv", "data.columns.text=text", "steps=1"], ["'text'", "subject, body"]),
         ("b13", ["data=text", "data.path=files/good.txt", "tokenizer=pretrained", "tokenizer.path=./none", "steps=1"], ["./none"]),
         ("s09", ["data=text", "data.path=files/model.bin", "steps=1"], ["model.bin"]),
         ("b09", ["experiment=quickstart", "name=gpus", "device=cuda"], ["device=cuda", "visible"]),
@@ -59,6 +74,13 @@ def test_b02_a_batch_that_does_not_divide_is_a_warning_and_trains(shell, quickst
     done = shell.trainer("train", "experiment=quickstart", *SMALL, "name=uneven", "global_batch=7", "steps=2", "model.hidden=32")
     out = " ".join(done.out.split())
     assert done.code == 0 and "warning:" in out and "global_batch=7" in out and "Sizes that divide" in out
+
+
+def test_b07_what_is_skipped_is_counted(shell, folder):
+    words = ["data=jsonl", "data.path=files/some-bad.jsonl", "data.on_error=skip", "tokenizer.vocab_size=300", "sequence_length=16"]
+    done = shell.trainer("prepare", *words, "steps=1")
+    assert done.code == 0, done.err
+    assert "1 lines that are not JSON" in done.out and "1 records whose text is of another type" in done.out
 
 
 def test_b08_a_foreign_checkpoint_is_named_and_the_good_one_used(shell, quickstart):

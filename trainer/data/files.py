@@ -110,6 +110,16 @@ def _is_named(file: SourceFile, wanted: Kind) -> bool:
     return not wanted.suffixes or bare_name(file.path).lower().endswith(wanted.suffixes)
 
 
+def records_as_text(files: Sequence[SourceFile]) -> str | None:
+    """A line where files that data=text reads are named like records, whose marks and keys would be learned with the text."""
+    for kind in KINDS.values():
+        named = [file for file in files if kind.suffixes and not kind.binary and _is_named(file, kind)]
+        if named:
+            others = f" and {len(named) - 1} more" if len(named) > 1 else ""
+            return f"{named[0].shown}{others}: read as plain text, marks and keys included; data={kind.name} takes the text out of records"
+    return None
+
+
 def refuse(file: SourceFile, kind: str, key: str) -> None:
     """Raise ConfigError (S09) for a file that is not of its kind."""
     reason = refusal(file, kind)

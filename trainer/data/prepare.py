@@ -27,7 +27,7 @@ from trainer.data.claims import made_once
 from trainer.data.corpus import open_corpus
 from trainer.data.defining import named
 from trainer.data.evals import EvalSet
-from trainer.data.files import KINDS, refuse
+from trainer.data.files import KINDS, records_as_text, refuse
 from trainer.data.fingerprints import fingerprints
 from trainer.data.making import make_corpus, make_mixture, make_rows, make_tokenizer, nothing_left
 from trainer.data.mixture import Mixture, leaves
@@ -116,6 +116,8 @@ class _Preparing:
             with self.report.doing("looking for files"):
                 listing = source.listing()
             fetch_missing(listing, self.report)
+            if listing.kind == "text" and (mistaken := records_as_text(listing.files)):
+                self.report.line(f"[yellow]warning:[/] {key}: {mistaken}")
             if only and not any(file.split for file in listing.files):
                 listing = dataclasses.replace(listing, files=[dataclasses.replace(file, split=only) for file in listing.files])
             if only:

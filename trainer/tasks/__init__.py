@@ -76,11 +76,13 @@ class Task(Choice, group="task"):
 
     def compatible(self, model: Model) -> None:
         """Raise ConfigError where the model has no head for this objective."""
-        from trainer.choices import ConfigError
+        from trainer.choices import ConfigError, groups
 
         if model.objectives and self.objective not in model.objectives:
+            able = [name for name, other in sorted(groups()["model"].items()) if self.objective in other.objectives]  # type: ignore[attr-defined]
             raise ConfigError(
-                f"task={self.name} needs a model with a {self.objective} head, but model={model.name} has {', '.join(model.objectives)}"
+                f"task={self.name} needs a model with a {self.objective} head, but model={model.name} has {', '.join(model.objectives)}; "
+                f"models with one: {', '.join(able) or 'none'}, their sizes, and model=pretrained"
             )
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
