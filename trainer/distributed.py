@@ -43,11 +43,11 @@ class World:
         return self.rank == 0
 
 
-def alone() -> World:
-    """This process by itself, on the CPU: how a run is looked at from outside."""
+def alone(device: str = "cpu") -> World:
+    """This process by itself: how a run is looked at from outside. device: cpu or cuda."""
     import torch
 
-    return World(0, 1, 0, 1, torch.device("cpu"))
+    return World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device(device))
 
 
 def connect(place: RankEnv) -> Store:

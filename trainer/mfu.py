@@ -33,11 +33,14 @@ def device_peak(device: torch.device, override_tflops: float | None = None) -> f
     """FLOP/s of one device: `device.peak_tflops` if set, else by its name; None for a CPU or a name that is not in the table."""
     if override_tflops is not None:
         return override_tflops * 1e12
-    if device.type != "cuda":
-        return None
+    return named_peak(device_name(device))
+
+
+def device_name(device: torch.device) -> str:
+    """As its vendor calls a GPU; `CPU` for any other."""
     import torch
 
-    return named_peak(torch.cuda.get_device_name(device))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def named_peak(name: str) -> float | None:

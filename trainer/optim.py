@@ -31,6 +31,11 @@ class Average:
     decay: float | None = identity(None, help="keep a moving average of the weights, e.g. 0.999; null: none")
     evaluate: bool = placement(True, help="evaluations and model/ are of the averages; false: of the trained weights")
 
+    @property
+    def shown(self) -> bool:
+        """Whether evaluations and model/ are of averages."""
+        return self.decay is not None and self.evaluate
+
 
 @dataclass
 class Optim(Choice, group="optim"):

@@ -168,7 +168,7 @@ def load_frozen(path: Path) -> Config:
         raise ConfigError(f"{path}: not a frozen configuration ({type(error).__name__}: {error}); name another run with name=…") from error
 
 
-def checkpoint_of(source: str) -> Path:
+def checkpoint_of(source: str, key: str = "init.run") -> Path:
     """The checkpoint folder that `init.run=runs/x` (its newest) or `init.run=runs/x@step` names. Raises ConfigError where there is none."""
     path, _, step = source.rpartition("@")
     if not path or not step.isdecimal():
@@ -178,5 +178,5 @@ def checkpoint_of(source: str) -> Path:
     wanted = int(step) if step else max(found, default=None)
     if wanted not in found:
         have = ", ".join(str(known) for known in sorted(found)) or "none"
-        raise ConfigError(f"init.run: {source}: no such checkpoint; steps in {checkpoints}: {have}")
+        raise ConfigError(f"{key}: {source}: no such checkpoint; steps in {checkpoints}: {have}")
     return found[wanted]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.checkpoint.files import folder_of
 from trainer.checkpoint.opening import open_newest, open_one
 from trainer.checkpoint.store import prune, save
 from trainer.choices import ConfigError
@@ -30,9 +31,9 @@ from trainer.data.loading import Loader, Step
 from trainer.data.order import Order
 from trainer.distributed import World
 from trainer.evaluation import HeldOut, held_outs
-from trainer.export import export
+from trainer.export import Form, export
 from trainer.metrics import Meter, useful_seconds
-from trainer.mfu import device_peak, work_of
+from trainer.mfu import device_name, device_peak, work_of
 from trainer.models.recompute import recompute_blocks
 from trainer.process import no_garbage_collection
 from trainer.profiling import profiling
@@ -42,6 +43,7 @@ from trainer.settings import NanPolicy
 from trainer.strategies.proof import prove
 from trainer.streams import seed_all
 from trainer.tracking import Trackers, jsonl, summary
+from trainer.versions import versions
 
 if TYPE_CHECKING:
     from trainer.survival.stop import Stop
@@ -125,6 +127,7 @@ class Training:
         if self.world.leads:
             print("proved before step 1: gradients are averaged over the ranks, and each holds", *proof.lines(), sep="\n  ", flush=True)
             self.run.event("proof", attempt=self.world.attempt, tables=proof.tables)
+            self.run.event("environment", attempt=self.world.attempt, device=device_name(self.world.device), versions=versions())
 
     # -- resume -------------------------------------------------------------------------------------------------------------------
 
@@ -247,9 +250,8 @@ class Training:
         self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in figures.items()})
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
-        """What is evaluated and exported are the moving averages of the weights, where they are kept and asked for."""
-        ema = self.config.optim.ema
-        return self.placement.averaged() if ema.decay is not None and ema.evaluate else contextlib.nullcontext()
+        """What is evaluated are the moving averages of the weights, where they are kept and asked for."""
+        return self.placement.averaged() if self.config.optim.ema.shown else contextlib.nullcontext()
 
     def _save(self) -> None:
         """Write a checkpoint of what the loop has consumed so far, unless that is saved already."""
@@ -278,10 +280,10 @@ class Training:
             if held_out.evaluated_at != self.step:
                 self._evaluate(held_out)
         self._save()
-        with self._averaged():
-            export(self.placement, self.corpus, self.run / "model", self.world)
+        saved = open_one(folder_of(self.run.checkpoints, self.step), self.world)
         if not self.world.leads:
             return
+        export(self.run, saved, self.run / "model", Form(averages=self.config.optim.ema.shown))
         passes = self.loader.passes(self.position)
         self._event("finish", **passes)
         figures = summary.write(

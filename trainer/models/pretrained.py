@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class Pretrained(Model):
 
         config = self._load(AutoConfig.from_pretrained)
         if not has_head(config, objective) and not self.trust_remote_code:
-            have = [name for name in _HEADS if has_head(config, name)]
+            have = [name for name in HEADS if has_head(config, name)]
             raise ConfigError(
                 f"model.path: {self.path} is a {config.model_type}, for which there is no {objective} head, "
                 f"but {' and '.join(have) or 'none that is trained here'}; choose the task that fits"
@@ -63,11 +64,15 @@ class Pretrained(Model):
 
     def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
         import torch
-        from transformers import AutoConfig
+        from transformers import AutoConfig, GenerationConfig
 
         config = self._load(AutoConfig.from_pretrained)
         with torch.device("meta"):
             model: PreTrainedModel = _head(objective)[0].from_config(config, trust_remote_code=self.trust_remote_code)
+        if model.can_generate():
+            with contextlib.suppress(OSError):  # not every repository has one
+                model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
+        with torch.device("meta"):
             return _with_sentinels(model, vocabulary)
 
     def _load(self, loader: Any, **options: Any) -> Any:
@@ -86,7 +91,7 @@ class Pretrained(Model):
 
 
 # What transformers calls the classes with a head, and its table of who has one.
-_HEADS = {
+HEADS = {
     "causal": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
     "masked": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING"),
     "pretraining": ("AutoModelForPreTraining", "MODEL_FOR_PRETRAINING_MAPPING"),
@@ -105,7 +110,7 @@ def _with_sentinels(model: PreTrainedModel, vocabulary: Vocabulary) -> PreTraine
 def _head(objective: str) -> list[Any]:
     import transformers
 
-    return [getattr(transformers, name) for name in _HEADS[objective]]
+    return [getattr(transformers, name) for name in HEADS[objective]]
 
 
 def has_head(config: Any, objective: str) -> bool:

@@ -14,7 +14,7 @@ from rich.table import Table
 from trainer.atomic import write_text
 from trainer.config import to_dict
 from trainer.run import RunDir, load_frozen
-from trainer.tracking.figures import shown
+from trainer.tracking.figures import baselines, shown
 from trainer.tracking.report import SAMPLE, hints, relative, write
 
 T = TypeVar("T")
@@ -54,14 +54,7 @@ def _extra(console: Console, name: str, make: Callable[[], T]) -> T | None:
 
 def figures(summary: dict[str, Any]) -> Table:
     """The figures that matter, each beside its baseline where there is one."""
-    beside = {
-        "bits_per_byte": ", ".join(
-            f"{kind} {summary[f'{kind}_bits_per_byte']:.3f}" for kind in ("gzip", "xz") if summary.get(f"{kind}_bits_per_byte")
-        ),
-        "masked_accuracy": f"most frequent neighbour {summary['masked_accuracy_from_neighbour']:.1%}"
-        if summary.get("masked_accuracy_from_neighbour") is not None
-        else "",
-        "next_sentence_accuracy": "a coin 50.0%",
+    beside = baselines(summary) | {
         "tokens_per_second": "over all devices",
         "mfu": "of the devices' bf16 peak",
         "goodput": "of the time since the first start",

@@ -37,6 +37,19 @@ def shown(key: str, value: Any) -> str:
     return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.3f}" if abs(value) >= 1 else f"{value:.4f}"
 
 
+def baselines(figures: dict[str, Any]) -> dict[str, str]:
+    """Figure → what needs no training, in words, of the final figures of a run."""
+    beside = {}
+    compressed = [f"{kind} {figures[f'{kind}_bits_per_byte']:.3f}" for kind in ("gzip", "xz") if figures.get(f"{kind}_bits_per_byte")]
+    if compressed:
+        beside["bits_per_byte"] = ", ".join(compressed)
+    if figures.get("masked_accuracy_from_neighbour") is not None:
+        beside["masked_accuracy"] = f"most frequent neighbour {figures['masked_accuracy_from_neighbour']:.1%}"
+    if "next_sentence_accuracy" in figures:
+        beside["next_sentence_accuracy"] = "a coin 50.0%"
+    return beside
+
+
 def number(value: Any) -> str:
     """Three decimals; nothing for what is no figure."""
     return f"{value:.3f}" if is_figure(value) else ""

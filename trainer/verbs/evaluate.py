@@ -44,7 +44,7 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     import transformers
 
     from trainer.data.corpus import open_corpus
-    from trainer.distributed import World
+    from trainer.distributed import alone
     from trainer.evaluation import held_outs
     from trainer.models.pretrained import Pretrained
     from trainer.run import load_frozen
@@ -56,15 +56,14 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     kind = device or config.device.kind
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: no GPU is visible here; use device=cpu, or show a GPU")
-    on = torch.device("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
-    world = World(rank=0, size=1, local_rank=0, local_size=1, device=on)
+    world = alone("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
     corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
     # What users load is what is evaluated.
     config.model = Pretrained(path=str(run / "model"))
     config.strategy = Single()
     placement = config.strategy.place(config.task.module(config, corpus), config.optim.build, config, world)
     found = held_outs(config, run, corpus, config.task, int(resolved["micro_batch"]), placement)
-    return {key: value for held_out in found for key, value in held_out.figures(on).items()}
+    return {key: value for held_out in found for key, value in held_out.figures(world.device).items()}
 
 
 def _print(figures: dict[str, Any], recorded: dict[str, Any]) -> None:

@@ -1,0 +1,161 @@
+"""A trained model as a folder that transformers loads: from any whole checkpoint of a run, in one process, without an accelerator.
+
+    config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  README.md
+
+weights.py  tensor by tensor · card.py  README.md · command.py  the run as one command · hub.py  to a hub
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer import averaging
+from trainer.atomic import flush
+from trainer.choices import ConfigError
+from trainer.data.corpus import open_corpus
+from trainer.export.weights import FILE_BYTES, Weights, write_weights
+from trainer.run import RunDir, load_frozen
+from trainer.strategies import tell_engines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trainer.checkpoint.opening import Opened
+    from trainer.config import Config
+    from trainer.data.corpus import Corpus
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is written. averages: the moving averages of its weights. repository: where at a hub it will be."""
+
+    dtype: str = "float32"
+    averages: bool = False
+    repository: str | None = None
+    license: str | None = None
+    file_bytes: int = FILE_BYTES
+
+
+def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
+    """Write a checkpoint's model, its tokenizer and its card to `path`, replacing what is there at once. Returns its parameters.
+
+    Raises ConfigError where the run's data are gone, or where the form cannot be had.
+    """
+    from trainer.export.card import Subject, write_card
+
+    config = load_frozen(run.config_path)
+    resolved = run.placement
+    corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
+    if form.averages and not any(kind == averaging.KIND for _, kind in opened.read.shapes):
+        raise ConfigError(f"averages: true, but {opened.path} holds none; train with optim.ema.decay=0.999, or export without")
+    whole = empty_model(config, corpus)
+    whole.to(dtype := getattr(torch, form.dtype))
+    for left in path.parent.glob(f".{path.name}.[0-9]*"):
+        shutil.rmtree(left)  # of an export that was killed
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.mkdir(parents=True)
+    try:
+        built = functools.cache(lambda: config.model.build(config.task.objective, corpus.vocabulary, config.sequence_length))
+        # Buffers are never trained, and in no checkpoint: they are what the model began with.
+        weights = Weights(whole, opened.read, dtype, form.averages, lambda name: built().get_buffer(name))
+        parameters = _save(whole, weights, aside, form.file_bytes)
+        shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
+        write_card(aside / CARD, Subject(run, config, corpus, opened, whole, form, path))
+        replace_folder(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return parameters
+
+
+def empty_model(config: Config, corpus: Corpus) -> PreTrainedModel:
+    """A run's model on the meta device, without the padding rows of its vocabulary."""
+    vocabulary = corpus.vocabulary
+    trained = config.model.skeleton(config.task.objective, vocabulary, config.sequence_length)
+    return trimmed(trained, vocabulary.size, vocabulary.padded)
+
+
+def _save(whole: PreTrainedModel, weights: Weights, folder: Path, file_bytes: int) -> int:
+    """Everything that `save_pretrained` writes, with values from a checkpoint. Returns how many values."""
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.utils.logging import disable_progress_bar
+
+    shapes = weights.shapes
+    if whole.is_remote_code() or revert_weight_conversion(whole, dict(shapes)).keys() != shapes.keys():
+        # What is saved is not tensor for tensor what is trained (experts in one tensor, say), or has code beside it.
+        whole.load_state_dict({name: weights[name] for name in shapes}, strict=False, assign=True)
+        whole.tie_weights()
+        disable_progress_bar()
+        whole.save_pretrained(folder, max_shard_size=file_bytes)
+        return sum(tensor.numel() for tensor in shapes.values())
+    whole.config.architectures, whole.config.dtype = [type(whole).__name__], str(weights.dtype).removeprefix("torch.")
+    whole.config.save_pretrained(folder)
+    if whole.can_generate() and whole.generation_config is not None:
+        whole.generation_config.save_pretrained(folder)
+    return write_weights(folder, weights, file_bytes)
+
+
+def trimmed(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:
+    """A model of the same kind on the meta device, whose vocabulary has no padding rows, with the best attention that it has."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = None
+    if config.vocab_size == padded and size < padded:
+        config.vocab_size = size
+    with torch.device("meta"):
+        whole = type(model)(config)
+    if model.can_generate():
+        whole.generation_config = copy.deepcopy(model.generation_config)
+    return whole
+
+
+def unpadded(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:
+    """A copy on the CPU whose vocabulary has no padding rows: their logits were never trained, and nobody should sample them."""
+    whole = trimmed(model, size, padded)
+    shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        wanted = shapes[name]
+        # Only tensors with one row, or one column, a vocabulary entry differ.
+        state[name] = tensor[tuple(map(slice, wanted))].detach().to("cpu", torch.float32, copy=True)
+    whole.load_state_dict(state, assign=True)
+    whole.tie_weights()
+    # What is not saved is made anew where a saved model is loaded; here it would stay without values.
+    for name, buffer in model.named_buffers():
+        if name not in state:
+            owner, _, leaf = name.rpartition(".")
+            whole.get_submodule(owner).register_buffer(leaf, buffer.detach().to("cpu", copy=True), persistent=False)
+    return whole.eval()
+
+
+def replace_folder(aside: Path, path: Path) -> None:
+    """Put a folder in the place of another, on the disk before it is visible; what a kill half-way left of the older one is removed."""
+    for written in (*aside.rglob("*"), aside):
+        flush(written)
+    old = path.with_name(f".{path.name}.old")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.replace(old)
+    aside.replace(path)
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_exported(path: Path) -> PreTrainedModel:
+    """The model in a run's `model/`, with the head it was trained with. Raises ConfigError where there is none yet."""
+    import transformers
+
+    if not (path / "config.json").exists():
+        raise ConfigError(f"{path}: no model there yet; it is written when the run reaches its budget")
+    tell_engines("cuda" if torch.cuda.is_available() else "cpu")
+    transformers.utils.logging.disable_progress_bar()
+    config: Any = transformers.AutoConfig.from_pretrained(path)
+    return getattr(transformers, config.architectures[0]).from_pretrained(path)
