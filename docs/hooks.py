@@ -161,5 +161,6 @@ GENERATED: dict[str, Callable[[], str]] = {
     "matrix": matrix.markdown,
     "recipes": recipes,
     "strategies": strategies,
+    "support": matrix.support,
     "verbs": verb_table,
 }

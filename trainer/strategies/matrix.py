@@ -74,6 +74,20 @@ def allowed(refusal: Refusal) -> str:
     return "|".join(name for name in sorted(groups()["strategy"]) if name not in refusal.strategies)
 
 
+def support() -> str:
+    """Every optimizer, and every other feature that a strategy refuses, beside every strategy, as printed in the docs."""
+    from trainer.choices import groups
+
+    strategies = list(groups()["strategy"])
+    features = [("optim", name) for name in groups()["optim"]]
+    features += [(cell.key, cell.value) for cell in REFUSALS if (cell.key, cell.value) not in features]
+    rows = [f"| | {' | '.join(strategies)} |", f"|---|{':---:|' * len(strategies)}"]
+    for key, value in dict.fromkeys(features):
+        refusing = {name for cell in REFUSALS if (cell.key, cell.value) == (key, value) for name in cell.strategies}
+        rows.append(f"| `{key}={value}` | {' | '.join('–' if name in refusing else 'yes' for name in strategies)} |")
+    return "\n".join(rows)
+
+
 def markdown() -> str:
     """The table as printed in the docs."""
     rows = ["| strategy | with | why not | instead |", "|---|---|---|---|"]
