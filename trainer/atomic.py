@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
     """Write aside, flush to the disk, rename: a reader sees the old text or the new one, never a part."""
-    # Several processes may write the same file, each the same text; none may rename the other's half.
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Several processes may write the same file, also on several machines; none may rename the other's half.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -276,6 +276,13 @@ def test_b06_files_without_records_are_told(tmp_path):
         prepared(jsonl(tmp_path / "a.json"))
 
 
+@pytest.mark.parametrize("kind", TABLES)
+def test_b06_tables_without_text_are_told(tmp_path, kind):
+    path = write_table(tmp_path, kind, [{"text": " ", "id": 1}] * 3)
+    with pytest.raises(ConfigError, match=rf"data\.path={path}: nothing to train on; 1 files read, .*dropped: 3 records without text"):
+        prepared(TABLES[kind](path=str(path), processes=1, columns=Columns("text")), tokenizer=Pretrained(path=str(trained(tmp_path))))
+
+
 def test_the_result_does_not_depend_on_unit_borders(tmp_path):
     file = SourceFile(str(write_lines(tmp_path / "a.jsonl", POEMS)))
     layout = JsonRecords(("lines",))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.data.corpora import Settings, files_of
-from trainer.data import parts, pipeline
+from trainer.data import fingerprints, parts, pipeline
 from trainer.data.claims import JOURNAL, Work, made_once
 from trainer.data.corpus import Corpus
 from trainer.data.prepare import prepare
@@ -174,6 +174,27 @@ def test_of_many_that_try_one_gets_each_target(tmp_path):
         thread.join()
     assert sorted(got) == sorted(target.name for target in targets)
     assert {path.name for path in tmp_path.iterdir()} == set(got), "nothing is left beside them"
+
+
+def test_files_are_read_once_by_all_who_look_at_them(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.txt" for number in range(30)]
+    for number, path in enumerate(paths):
+        path.write_text(f"text {number}")
+        os.utime(path, (1, number))
+    monkeypatch.setattr(fingerprints, "_GROUP_BYTES", 20)
+    read: list[str] = []
+    really = fingerprints.fingerprint
+    monkeypatch.setattr(fingerprints, "fingerprint", lambda path, binary: read.append(path) or really(path, binary))
+    names, found, seen = [str(path) for path in paths], [], []
+    look = lambda: found.append(fingerprints.fingerprints(names, tmp_path / "cache", 2, seen.append))  # noqa: E731
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(read) == sorted(names)
+    assert found == 3 * [[really(name) for name in names]]
+    assert sum(seen) == 3 * sum(path.stat().st_size for path in paths)
 
 
 def test_a_machine_that_fell_silent_is_followed_and_may_come_back(tmp_path):

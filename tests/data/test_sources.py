@@ -15,8 +15,10 @@ from tests.data.corpora import decoded, prepared, text_source
 from trainer.choices import ConfigError
 from trainer.data.files import records_as_text
 from trainer.data.fingerprints import fingerprints
+from trainer.data.record_sources import Arrow, Csv, Jsonl, Parquet, Tsv
 from trainer.data.sources import EVAL, TRAIN, Stdlib, Text
 from trainer.data.stdlib import near_copies, top_level
+from trainer.data.token_sources import Megatron, NanoGPT
 
 
 def test_stdlib_holds_out_whole_packages_and_leaves_tests_and_copies_out():
@@ -93,6 +95,15 @@ def test_b13_data_not_found_tells_where_it_was_looked_for(tmp_path):
         text_source(tmp_path / "*.md").listing()
     with pytest.raises(ConfigError, match="there is no folder"):
         text_source(tmp_path / "none" / "a.txt").listing()
+
+
+@pytest.mark.parametrize("source", [Jsonl, Csv, Tsv, Parquet, Arrow, NanoGPT, Megatron])
+def test_b13_every_source_of_files_tells_what_is_not_there(tmp_path, source):
+    (tmp_path / "readme.md").write_text("text")
+    with pytest.raises(ConfigError, match=rf"data\.path: '.*/corpus.*' not found in {tmp_path}; give an existing file"):
+        source(path=str(tmp_path / "corpus")).listing()
+    with pytest.raises(ConfigError, match=rf"data\.path: no {source.kind} in folder {tmp_path} \(1 files looked at\); allowed: "):
+        source(path=str(tmp_path)).listing()
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pt", ".npy", ".zip", ".tar.gz", ".parquet", ".txt"])

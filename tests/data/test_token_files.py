@@ -201,6 +201,15 @@ def test_b04_tokens_that_the_tokenizer_lacks_are_told(tmp_path, corpus):
         prepared(Megatron(path=str(tmp_path / "b")), tokenizer=tokenizer)
 
 
+def test_b06_files_without_a_token_are_told(tmp_path, corpus):
+    tokenizer = Pretrained(path=str(corpus.tokenizer_path))
+    (tmp_path / "empty.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"data\.path={tmp_path}/empty\.bin: no text; 1 files read, 0 kept; dropped: 1 empty files"):
+        prepared(NanoGPT(path=str(tmp_path / "empty.bin")), tokenizer=tokenizer)
+    with pytest.raises(ConfigError, match=r"nothing to train on; 1 files read, documents: 0 kept for train"):
+        prepared(Megatron(path=str(write_megatron(tmp_path / "none", [[[]]] * 30, gap=3))), tokenizer=tokenizer)
+
+
 def test_token_files_that_cannot_be_read_are_told(tmp_path, corpus):
     tokenizer = Pretrained(path=str(corpus.tokenizer_path))
     (tmp_path / "odd.bin").write_bytes(b"123")

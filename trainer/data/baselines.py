@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.atomic import write_json
+from trainer.data.claims import made_once
 
 if TYPE_CHECKING:
     from trainer.data.corpus import Corpus
@@ -26,8 +27,14 @@ def neighbour_accuracy(corpus: Corpus) -> float:
     Counted once and kept beside the corpus.
     """
     path = corpus.path / NAME
-    if path.exists():
-        return max(json.loads(path.read_text()).values())
+    with made_once(path, lambda waiting: None) as claim:
+        if claim:
+            write_json(claim.aside, _counted(corpus))
+    return float(max(json.loads(path.read_text()).values()))
+
+
+def _counted(corpus: Corpus) -> dict[str, float]:
+    """The accuracy of the guess from the left, and of that from the right."""
     left, right = best_neighbours(corpus, corpus.special.size)
     found = {"from_left": 0.0, "from_right": 0.0}
     total = len(corpus.tokens("eval"))
@@ -35,8 +42,7 @@ def neighbour_accuracy(corpus: Corpus) -> float:
         # The first and the last token of a document have one neighbour only, and are missed on the other side.
         found["from_left"] += float((inside & (left[tokens[:-1]] == tokens[1:])).sum()) / total
         found["from_right"] += float((inside & (right[tokens[1:]] == tokens[:-1])).sum()) / total
-    write_json(path, found)
-    return max(found.values())
+    return found
 
 
 def best_neighbours(corpus: Corpus, size: int, table: int = _TABLE) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

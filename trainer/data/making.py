@@ -87,6 +87,8 @@ def _joined(parts: Sequence[Path], folder: Path, dtype: str, planned: Plan, targ
     writer = CorpusWriter(folder, dtype)
     with report.bar("joining the parts", planned.size) as advance:
         for part in parts:
+            if not part.is_dir():
+                raise ConfigError(f"{planned.where}: the files changed while they were read, another process found; start again")
             writer.add(part, advance)
     if writer.read != planned.size:
         remove_parts(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -41,6 +42,12 @@ def stretches(files: Sequence[SourceFile], sizes: Sequence[int], layout: Format,
             if held >= PART_BYTES:
                 part, held = part + 1, 0
     return found
+
+
+def key_of(found: Sequence[Stretch]) -> str:
+    """A hash of where parts end."""
+    borders = [(stretch.number, stretch.file.start, stretch.part) for stretch in found]
+    return hashlib.sha256(repr(borders).encode()).hexdigest()[:12]
 
 
 def parts_of(found: Sequence[Stretch]) -> list[list[Stretch]]:

@@ -19,7 +19,7 @@ from trainer.choices import ConfigError
 from trainer.data.claims import made_once
 from trainer.data.duplicates import Repeated, compare_parts, digest_part
 from trainer.data.opening import lines_before
-from trainer.data.parts import Stretch
+from trainer.data.parts import Stretch, key_of
 from trainer.data.reading import UNIT_BYTES, Unit, splits, units
 from trainer.data.reporting import Reporter
 from trainer.data.segments import Flaw, cut_out
@@ -40,7 +40,7 @@ def read_units(planned: Plan, stretches: list[Stretch]) -> Iterator[Unit]:
 
 def without_repeated(planned: Plan, cache: Path, report: Reporter) -> Plan:
     """The plan with its repeated documents found, or known from an earlier call."""
-    known = cache / f"{planned.fingerprint[:24]}-{UNIT_BYTES}"
+    known = cache / f"{planned.fingerprint[:24]}-{key_of(planned.stretches)}-{UNIT_BYTES}"
 
     def make(parts: Iterator[Taken], advance: Callable[[int], Any]) -> None:
         for part in parts:

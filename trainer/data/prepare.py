@@ -6,6 +6,8 @@ Everything is kept under keys made of content and settings, so a second call fin
     $TRAINER_CACHE/corpus/KEY/       tokens, documents, sentences of both splits of one source
     $TRAINER_CACHE/rows/KEY/         its row tables for one task, sequence length and seed
     $TRAINER_CACHE/mixtures/KEY/     which of those are mixed, in which shares
+
+Several calls on one cache, here or on other machines, share the work (claims.py): a corpus is made in parts (sharing.py), all else by one.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from trainer.atomic import flush, write_json
 from trainer.choices import ConfigError
 from trainer.data.cache import cache_root
+from trainer.data.claims import made_once
 
 # What servers and file systems call the state of a file: http, S3, Google, Azure, the Hugging Face hub, SSH, memory.
 _STATE = ("size", "ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated", "md5Hash", "blob_id", "created")
@@ -142,17 +143,10 @@ def _fetch(file: Remote, key: str, advance: Callable[[int], Any]) -> None:
         def relative_update(self, inc: int = 1) -> None:
             advance(inc)
 
-    target = Path(file.path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        filesystem, path = _file_system(file.url, key)
-        filesystem.get_file(path, str(aside), callback=Progress())
-        came = aside.stat().st_size
-        if file.size and came != file.size:
-            raise ConnectionError(f"{came} bytes of {file.size} came")
-        flush(aside)
-        aside.replace(target)
+        with made_once(Path(file.path), lambda waiting: None) as claim:
+            if claim:
+                _download(file, key, claim.aside, Progress())
     except ConfigError:
         raise
     except Exception as error:
@@ -160,8 +154,19 @@ def _fetch(file: Remote, key: str, advance: Callable[[int], Any]) -> None:
         raise ConfigError(
             f"{key}: {file.url} could not be fetched: {reason}. The same command goes on with what is still missing"
         ) from error
-    finally:
+
+
+def _download(file: Remote, key: str, aside: Path, progress: Any) -> None:
+    try:
+        filesystem, path = _file_system(file.url, key)
+        filesystem.get_file(path, str(aside), callback=progress)
+        came = aside.stat().st_size
+        if file.size and came != file.size:
+            raise ConnectionError(f"{came} bytes of {file.size} came")
+        flush(aside)
+    except BaseException:
         aside.unlink(missing_ok=True)
+        raise
 
 
 def _hash(text: str) -> str:

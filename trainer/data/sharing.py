@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.claims import Claim, Work
-from trainer.data.parts import Stretch, parts_of
+from trainer.data.parts import Stretch, key_of, parts_of
 from trainer.data.reporting import Reporter
 
 
@@ -33,8 +32,7 @@ def in_parts(stretches: list[Stretch], target: Path, what: str, report: Reporter
     target: what will be made of the parts; they lie beside it until `remove_parts`. what: is done to them, in words.
     """
     parts = parts_of(stretches)
-    borders = [(stretch.number, stretch.file.start, stretch.part) for stretch in stretches]
-    folder = _beside(target, hashlib.sha256(repr(borders).encode()).hexdigest()[:12])
+    folder = target.with_name(f"{target.name}.{key_of(stretches)}.parts")
     sizes = [sum(stretch.size for stretch in part) for part in parts]
     folders = [folder / f"part-{number:05d}" for number in range(len(parts))]
     work, counted = Work(folders), set[Path]()
@@ -74,7 +72,3 @@ def remove_parts(target: Path) -> None:
     """Remove what a target was made of."""
     for folder in target.parent.glob(f"{target.name}.*.parts"):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _beside(target: Path, key: str) -> Path:
-    return target.with_name(f"{target.name}.{key}.parts")
