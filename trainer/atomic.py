@@ -12,7 +12,7 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Write aside, flush to the disk, rename: a reader sees the old text or the new one, never a part."""
     # Several processes may write the same file, also on several machines; none may rename the other's half.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    aside = path.with_name(f".{path.name}.{secrets.randbits(48)}")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

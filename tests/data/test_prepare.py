@@ -1,4 +1,4 @@
-"""Prepare: the same result from any number of processes, after a kill, from gzip; errors that say what, where and how to mend it."""
+"""Prepare: the same from any number of processes and from gzip; errors say what, where and how to mend it. Several at once: test_sharing.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import gzip
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -70,57 +68,6 @@ def test_gzip_equals_plain(tmp_path, cache):
     assert plain.fingerprint == packed.fingerprint and plain.path == packed.path
 
 
-PROGRAM = """
-import sys
-from tests.data.corpora import prepared, text_source
-from trainer.data import pipeline
-pipeline.UNIT_BYTES, pipeline._COMMIT_SECONDS = 1 << 15, 0.0
-source = text_source(sys.argv[1], document="blank_line")
-source.processes = 2
-prepared(source, TOKENIZER)
-""".replace("TOKENIZER", "tokenizer=__import__('trainer.data.tokenizers').data.tokenizers.Train(vocab_size=600)")
-
-
-def test_prepare_goes_on_after_a_kill(tmp_path, monkeypatch):
-    """A real process, killed with SIGKILL while it tokenizes: what it finished is kept, the result is that of an undisturbed one."""
-    text = write_text(tmp_path / "a.txt", 1_000_000)
-    journals = []
-    for cache, kills in (("undisturbed", 0), ("killed", 2)):
-        environment = os.environ | {"TRAINER_CACHE": str(tmp_path / cache), "PYTHONPATH": str(ROOT)}
-        for _ in range(kills):
-            process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(text)], env=environment, cwd=ROOT)
-            before = journals[-1]["units"] if journals else 0
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and process.poll() is None:
-                journal = next((tmp_path / cache).glob("corpus/*.parts/part-*.partial/journal.json"), None)
-                if journal and json.loads(journal.read_text())["units"] > before + 3:
-                    break
-                time.sleep(0.002)
-            assert process.poll() is None, "it finished before it could be killed"
-            children = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            assert journal is not None
-            journals.append(json.loads(journal.read_text()))
-            deadline = time.monotonic() + 10
-            while any(Path(f"/proc/{child}").exists() and not _is_zombie(child) for child in children):
-                assert time.monotonic() < deadline, "a tokenizing process outlived its parent"
-                time.sleep(0.05)
-        last = subprocess.run([sys.executable, "-c", PROGRAM, str(text)], env=environment, cwd=ROOT, capture_output=True, text=True)
-        assert last.returncode == 0, last.stderr
-    assert 3 < journals[0]["units"] < journals[1]["units"] < 31, "the second process went on where the first was killed"
-    undisturbed, killed = (files_of(tmp_path / name) for name in ("undisturbed", "killed"))
-    keep = lambda files: {name: data for name, data in files.items() if name.startswith(("corpus", "rows"))}  # noqa: E731
-    assert keep(undisturbed) == keep(killed) != {}
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 MEASURE = """
 import json, resource, sys
 from tests.data.corpora import prepared, text_source
@@ -152,14 +99,6 @@ def test_memory_is_flat_in_the_size_of_the_corpus(tmp_path):
     growth = [(large - small) / 1024 for small, large in zip(*peaks, strict=True)]
     # The text alone grew by 8 MB, its tokens as Python numbers by a hundred.
     assert max(growth) < 6, f"MB more at five times the size: {growth}"
-
-
-def test_a_second_prepare_waits_for_the_first_and_reuses_it(tmp_path):
-    text = write_text(tmp_path / "a.txt", 300_000)
-    environment = os.environ | {"TRAINER_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
-    both = [subprocess.Popen([sys.executable, "-c", PROGRAM, str(text)], env=environment, cwd=ROOT) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
-    assert len(list((tmp_path / "cache" / "corpus").glob("*/meta.json"))) == 1
 
 
 def test_a_second_prepare_reads_nothing_again(tmp_path, cache, capsys):

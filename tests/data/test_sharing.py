@@ -71,8 +71,9 @@ class Prepare:
         raise AssertionError(f"it ended without {beginning!r}: {self.lines} {self.process.communicate()[1]}")
 
     def kill(self) -> None:
+        """With SIGKILL. Its tokenizing processes, which write to the same pipe, must end by themselves."""
         self.process.kill()
-        self.process.communicate()
+        self.process.communicate(timeout=60)
 
     def end(self) -> list[str]:
         """All lines of one that succeeds."""

@@ -16,7 +16,7 @@ from trainer.checkpoint.store import committed, folders
 from trainer.choices import ConfigError
 from trainer.run import checkpoint_of
 
-# Files and folders that are written aside under a hidden name with the writer's process id, and renamed when they are whole.
+# Files and folders that are written aside under a hidden name with a number of their writer, and renamed when they are whole.
 _ASIDE = re.compile(r"\..+\.(\d+|old)")
 # A report can be written beside a run that nobody holds.
 _STALE_SECONDS = 600.0
