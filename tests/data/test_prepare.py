@@ -1,4 +1,4 @@
-"""Prepare: the same from any number of processes and from gzip; errors say what, where and how to mend it. Several at once: test_sharing.py."""
+"""Prepare: the same from any number of processes and from gzip; errors say what, where and how to mend it. See test_sharing.py too."""
 
 from __future__ import annotations
 
