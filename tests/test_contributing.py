@@ -105,7 +105,7 @@ def test_options_from_outside_are_composed_and_checked(site: Path, folder: Path)
 
 
 def test_training_with_choices_from_outside(site: Path, folder: Path) -> None:
-    """The document's command trains; its ranks are polite; its task reads backwards; its strategy gives ddp's curve."""
+    """The document's command trains; its ranks are polite; its task reads backwards; its strategy gives the curve of one process."""
     with (folder / "output.txt").open("w") as output:
         words = [sys.executable, "-m", "trainer", *train_command()[1:]]
         command = subprocess.Popen(words, cwd=folder, env=environment(site), stdout=output, stderr=subprocess.STDOUT)
@@ -118,14 +118,15 @@ def test_training_with_choices_from_outside(site: Path, folder: Path) -> None:
     ours = summary(folder, "lab")
     assert ours["strategy"] == "all_reduce" and ours["world_size"] == 2 and ours["steps"] == 4
 
-    words = [word for word in train_command() if not word.startswith(("strategy=", "launcher=", "name="))]
-    code, out = typed([*words, "name=ddp", "tracking.wandb=off"], folder, environment(site))
-    assert code == 0, out
-    assert ours["eval_loss"] == pytest.approx(summary(folder, "ddp")["eval_loss"], rel=1e-5)
-    assert ours["digest"] == summary(folder, "ddp")["digest"], "the strategy and the launcher are placement, and no part of the identity"
-
-    done = subprocess.run([sys.executable, "-c", COLLATED], cwd=folder, env=environment(site), capture_output=True, text=True, timeout=120)
+    kept = [word for word in train_command()[2:] if not word.startswith(("strategy=", "launcher=", "name="))]
+    code = ALONE.format(words=[*kept, "strategy=single", "name=alone", "tracking.wandb=off"])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment(site, ROOT), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
+    alone = summary(folder, "alone")
+    assert ours["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-5)
+    assert ours["digest"] == alone["digest"], "the strategy and the launcher are placement, and no part of the identity"
 
 
 def niceness_of_ranks(front_door: int) -> set[int]:
@@ -139,18 +140,22 @@ def niceness_of_ranks(front_door: int) -> set[int]:
     return found
 
 
-COLLATED = """
+# The same without the strategy and the launcher, in one process; and what the task makes of two rows.
+ALONE = """
 import torch
-from trainer.config import load
-from trainer.data.corpus import open_corpus
+from tests.loops import single, training
+from trainer import compose
+from trainer.front_door import make_ready
 from trainer.run import RunDir
 from trainer.tasks import Pick
 from trainer.tasks.clm import CausalLM
 
-run = RunDir("runs/lab")
-config = load(run.config_path)
-split = open_corpus(run.placement["corpus"], run.placement["rows"], config).split("train")
-forward, backward = (task.collate(split, [Pick(0, 0), Pick(1, 0)]) for task in (CausalLM(), config.task))
+config = compose(*{words})
+make_ready(config, RunDir(config.output_dir), 1)
+here = training(single(), config.output_dir)
+here.loop()
+here.finish()
+forward, backward = (task.collate(here.corpus.split("train"), [Pick(0, 0), Pick(1, 0)]) for task in (CausalLM(), here.task))
 for name, other in (("input_ids", "clm_targets"), ("clm_targets", "input_ids")):
     mine, theirs = (batch.inputs[key].flatten().split(batch.lengths) for batch, key in ((backward, name), (forward, other)))
     assert all(torch.equal(one.flip(0), two) for one, two in zip(mine, theirs, strict=True))

@@ -19,6 +19,7 @@ SMALL = (
     "global_batch=8",
     "sequence_length=64",
     "steps=12",
+    "save_every=5",
     "micro_batch=4",
 )
 
@@ -39,14 +40,18 @@ class Shell:
         self.folder = folder
         self.environment = {**os.environ, "TRAINER_CACHE": str(folder / "cache")}
 
-    def trainer(self, *words: str, timeout: float = 240) -> Done:
+    def trainer(self, *words: str) -> Done:
+        return self.run("-m", "trainer", *words)
+
+    def run(self, *words: str) -> Done:
+        """Python with these words."""
         done = subprocess.run(
-            [sys.executable, "-m", "trainer", *words],
+            [sys.executable, *words],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=240,
             stdin=subprocess.DEVNULL,
         )
         return Done(done.returncode, done.stdout, done.stderr)
@@ -55,6 +60,22 @@ class Shell:
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory) -> Shell:
     return Shell(tmp_path_factory.mktemp("newcomer"))
+
+
+# A global batch that no number of devices divides, too.
+FIVE_LINES = """
+from trainer import compose, train
+run = train(compose("experiment=quickstart", "name=library", {words}, "global_batch=7"))
+print(run.metrics["eval_loss"], run.path)
+print(type(run.model()).__name__, run.exit_code)
+"""
+
+
+@pytest.fixture(scope="session")
+def library(shell, quickstart) -> Done:
+    """A run by Python; beside the quickstart, so that the corpus is prepared."""
+    code = FIVE_LINES.format(words=", ".join(repr(word) for word in SMALL if not word.startswith("global_batch")))
+    return shell.run("-c", code)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from trainer.choices import ConfigError, nearest
 from trainer.config import flatten
 from trainer.run import OWN, RunDir
 from trainer.tracking import jsonl
+from trainer.tracking.summary import SUMMARY
 
 # How a run ended, by the last of these events; after any other it was cut off.
 _ENDINGS = {"finish": "finished", "stop": "stopped", "killed": "stopped", "give_up": "failed", "failure": "failed"}
@@ -44,7 +44,7 @@ class Entry:
     def own(self) -> dict[str, Any]:
         """What belongs to the run itself. age: seconds since its first start."""
         starts = [event for event in self._events if event.get("kind") == "start"]
-        placed = self._json("placement.json")
+        placed = jsonl.read_object(self.run / "placement.json")
         first = self._events[0].get("time") if self._events else None
         return {
             "name": self.label,
@@ -60,7 +60,7 @@ class Entry:
         """running, finished, stopped (saved, to go on), halted (by the policy for NaN), failed, or new: never started."""
         if self.run.held:
             return "running"
-        if self._json("summary.json"):
+        if jsonl.read_object(self.run / SUMMARY):
             return "finished"
         found = "new"
         for event in self._events:
@@ -76,7 +76,7 @@ class Entry:
     @cached_property
     def figures(self) -> dict[str, Any]:
         """The final figures; of a run that is not finished, those of its newest lines."""
-        final = self._json("summary.json")
+        final = jsonl.read_object(self.run / SUMMARY)
         if final:
             return final
         path = self.run / jsonl.METRICS
@@ -98,13 +98,6 @@ class Entry:
     @cached_property
     def _events(self) -> list[dict[str, Any]]:
         return jsonl.read(self.run / jsonl.EVENTS)
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((self.run / name).read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
 
 def entries(root: Path) -> list[Entry]:

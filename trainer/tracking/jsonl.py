@@ -41,6 +41,15 @@ def read(path: Path) -> list[dict[str, Any]]:
         return parsed(file)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a whole file holds, as summary.json does; empty where there is no such file, or nothing in it that can be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def parsed(lines: Iterable[str]) -> list[dict[str, Any]]:
     """The objects that lines hold, without torn ones."""
     found = []

@@ -18,6 +18,7 @@ from trainer.tracking.charts import SERIES, Chart, curves_of, svg
 from trainer.tracking.figures import number, percent, rate, readable, shown
 from trainer.tracking.progress import duration
 from trainer.tracking.sets import curves_of_sets, figures_of_sets
+from trainer.tracking.summary import SUMMARY
 
 REPORT, SAMPLE = "report.html", "sample.txt"
 _EVENTS = 200
@@ -49,7 +50,7 @@ def rendered(template: str, facts: dict[str, Any]) -> str:
 def page(run_dir: Path) -> dict[str, Any]:
     """What the page shows."""
     config = _yaml(run_dir / "config.yaml")
-    summary = _json(run_dir / "summary.json")
+    summary = jsonl.read_object(run_dir / SUMMARY)
     lines, events = jsonl.read(run_dir / jsonl.METRICS), jsonl.read(run_dir / jsonl.EVENTS)
     lines = [line for line in lines if isinstance(line.get("step"), int)]
     trained = jsonl.kept([line for line in lines if line.get("interval_steps")])
@@ -268,14 +269,6 @@ def _short(value: Any) -> str:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +100,7 @@ def samples(run_dir: Path) -> list[dict[str, Any]]:
 def profile(run_dir: Path) -> dict[str, Any]:
     """The most expensive operations of the traced steps, and memory over their time; of rank 0, or of the first that was traced."""
     for path in sorted(run_dir.glob("profile/operations-rank-*.json"), key=lambda path: (len(path.name), path.name)):
-        try:
-            facts = json.loads(path.read_text())
-        except (OSError, ValueError):
+        if not (facts := jsonl.read_object(path)):
             continue
         rank = path.stem.rpartition("-")[2]
         rows = [
