@@ -67,7 +67,8 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError):
+            # A closed file is a claim that has just ended.
+            with contextlib.suppress(OSError, ValueError):
                 os.utime(self._file.fileno())
 
     @property
@@ -83,7 +84,7 @@ class Claim:
 
     def adopted(self) -> Path:
         """A folder to make it in, with what earlier makers left there and told of in its journal."""
-        newest = max(_generations(self.target.parent, "partial").get(self.target.name, []), default=0)
+        newest = max(_generations(_names(self.target.parent), "partial").get(self.target.name, []), default=0)
         left = _beside(self.target, newest, "partial")
         if newest == self.follows and newest:
             left.rename(self.aside)
@@ -109,8 +110,9 @@ class Claim:
             if not self.target.exists():
                 raise
         flush(self.target.parent)
+        names = _names(self.target.parent)
         for kind in ("partial", "claim"):
-            for generation in _generations(self.target.parent, kind).get(self.target.name, []):
+            for generation in _generations(names, kind).get(self.target.name, []):
                 _remove(_beside(self.target, generation, kind))
         self._end()
 
@@ -137,12 +139,13 @@ class Work:
     def left(self) -> list[Path]:
         """What is not made yet, in order. Where the folder is gone, all was made and used."""
         names = _names(self.folder)
-        return [target for target in self.targets if target.name not in names] if self.folder.is_dir() else []
+        return [target for target in self.targets if target.name not in names] if names or self.folder.is_dir() else []
 
     def take(self) -> Claim | None:
         """The first target that nobody makes, else the first whose maker is dead; None while there is neither."""
-        held, left = _generations(self.folder, "claim"), self.left()
-        partial = _generations(self.folder, "partial")
+        names = _names(self.folder)
+        held, partial = _generations(names, "claim"), _generations(names, "partial")
+        left = [target for target in self.targets if target.name not in names]
         for target in left:
             if target.name not in held and (claim := self._attempt(target, max(partial.get(target.name, [1])), 0)):
                 return claim
@@ -197,7 +200,7 @@ class Work:
 
     def holders(self) -> str:
         """Who makes what is left, in words."""
-        held = _generations(self.folder, "claim")
+        held = _generations(_names(self.folder), "claim")
         found = [self._holder(_beside(target, max(held[target.name]), "claim")) for target in self.left() if target.name in held]
         return ", ".join(dict.fromkeys(holder.name for holder in found if holder)) or "another process"
 
@@ -245,10 +248,10 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _generations(folder: Path, kind: str) -> dict[str, list[int]]:
-    """The name of each target that has some of a kind beside it, and of which generations."""
+def _generations(names: set[str], kind: str) -> dict[str, list[int]]:
+    """The name of each target that has some of a kind beside it, and of which generations. names: of all in the folder."""
     found: dict[str, list[int]] = {}
-    for name in _names(folder):
+    for name in names:
         match = _BESIDE.fullmatch(name)
         if match and match[3] == kind:
             found.setdefault(match[1], []).append(int(match[2]))

@@ -20,7 +20,7 @@ from trainer.data.opening import BOM, open_text
 # A document's side of the split depends on its first bytes only, so that it is known before a document larger than memory is read.
 PREFIX_BYTES = 1 << 16
 _BLOCK = 1 << 20
-_GROUP_BYTES = 64 << 20
+_GROUP_BYTES, _MOST_GROUPS = 64 << 20, 1024
 
 
 def prefix_hash(text: bytes) -> int:
@@ -64,12 +64,13 @@ def fingerprints(
     names = [[path, *state] for path, state in zip(map(os.path.abspath, paths), states, strict=True)]
     # A file written within the clock's grain of now could change again without its time showing it.
     settled = time.time_ns() - 2_000_000_000
+    folder = cache / hashlib.sha256(json.dumps([path for path, *_ in names]).encode()).hexdigest()[:32]
     groups: dict[Path, range] = {}
     alone: list[range] = []
     for group in _groups([size for size, *_ in states]):
         if all(states[number][1] < settled for number in group):
             told = json.dumps([binary, [names[number] for number in group]])
-            groups[cache / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"] = group
+            groups[folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.json"] = group
         else:
             alone.append(group)
 
@@ -100,9 +101,10 @@ def _state(path: str) -> tuple[int, int, int]:
 def _groups(sizes: Sequence[int]) -> Iterator[range]:
     """Numbers of consecutive files that are read under one claim."""
     start = held = 0
+    enough = max(_GROUP_BYTES, sum(sizes) // _MOST_GROUPS)
     for number, size in enumerate(sizes):
         held += size
-        if held >= _GROUP_BYTES or number == len(sizes) - 1:
+        if held >= enough or number == len(sizes) - 1:
             yield range(start, number + 1)
             start, held = number + 1, 0
 

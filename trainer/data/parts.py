@@ -10,8 +10,9 @@ from itertools import pairwise
 from trainer.data.segments import Format
 from trainer.data.sources import SourceFile
 
-# A part has at least so many bytes, where the source has.
+# A part has at least so many bytes, where the source has; more where there would be too many parts to keep an eye on.
 PART_BYTES = 256 << 20
+_MOST_PARTS = 4096
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ def stretches(files: Sequence[SourceFile], sizes: Sequence[int], layout: Format,
     """All of a source in order. sizes: bytes of each file. divide: whether large files may be cut, where their format allows it."""
     found: list[Stretch] = []
     part = held = 0
+    part_bytes = max(PART_BYTES, sum(sizes) // _MOST_PARTS)
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        count = size // PART_BYTES if divide and size >= 2 * PART_BYTES and layout.divisible(file) else 1
+        count = size // part_bytes if divide and size >= 2 * part_bytes and layout.divisible(file) else 1
         borders = [size * index // count for index in range(count + 1)]
         for start, stop in pairwise(borders):
             piece = replace(file, start=start, stop=stop) if count > 1 else file
             found.append(Stretch(len(found), number, piece, stop - start, part))
             held += stop - start
-            if held >= PART_BYTES:
+            if held >= part_bytes:
                 part, held = part + 1, 0
     return found
 
