@@ -44,7 +44,7 @@ class Masking(Regularizing):
         raise NotImplementedError
 
     def collate(self, split: Split, picks: Sequence[Pick]) -> Batch:
-        """All rows of a micro-batch at once: some eighty calls of NumPy, however many rows they are for."""
+        """All rows of a micro-batch at once: as many calls of NumPy as for one."""
         import torch
 
         draft, special = self.draft(split, picks), split.special
