@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from tests.distributed import run_distributed
 from tests.loops import BERT, ledger, lines, losses, ready, single, train, training, write_texts
@@ -117,6 +119,9 @@ def test_each_source_has_figures_of_its_own_and_each_set_its_cadence(tmp_path, t
     assert stretches[3] == parts["books"].tokens("eval").read(8, 8).tolist(), "of each source in turn"
     page = write(path).read_text()
     assert "Loss by source and set" in page and all(f">{name}<" in page for name in ("books", "web.en", "news"))
+    card = ModelCard.load(path / "model" / "README.md")
+    assert re.search(r"\| web.en \| .* \| 26.7% \| \d+ documents, ", card.text) and "| news loss |" in card.text
+    assert [result.metric_name for result in card.data.eval_results] == ["loss", "perplexity", "bits per byte"]
     # Measuring is not computing: without the sets the curve is the same, and they may come and go between a stop and a resume.
     plain = ready(tmp_path, texts["books"], *mixture, name="without")
     train(single(), plain, last=3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.choices import IDENTITY
 from trainer.config import digest
 from trainer.data.batches import batches_of
 from trainer.export.command import command_of
@@ -120,7 +121,10 @@ def metadata(subject: Subject, found: dict[str, Any]) -> ModelCardData:
     hub = [config.data.path] if config.data.name == "hub" and not Path(config.data.path).exists() else None  # type: ignore[attr-defined]
     base = getattr(config.model, "path", None)
     pipeline = _PIPELINES.get(config.task.objective)
-    results = list(_evaluated(config, found["figures"], pipeline, hub))
+    # A hub takes one figure of a kind: those of the whole held-out part, not of a source or a set.
+    parts = tuple(f"eval_{name}_" for name in (*filter(None, subject.corpus.named()), *config.evals))
+    whole = {key: value for key, value in found["figures"].items() if key.startswith("eval_") and not key.startswith(parts)}
+    results = list(_evaluated(config, whole, pipeline, hub))
     return ModelCardData(
         license=subject.form.license,
         library_name="transformers",
@@ -138,15 +142,14 @@ def _evaluated(config: Config, figures: dict[str, float], pipeline: str | None, 
 
     for key, value in figures.items():
         kind = key.removeprefix("eval_")
-        if key.startswith("eval_"):
-            yield EvalResult(
-                task_type=pipeline or "text-generation",
-                dataset_type=hub[0] if hub else config.data.name,
-                dataset_name=f"{hub[0] if hub else config.data.name}, held out",
-                metric_type="accuracy" if kind.endswith("accuracy") else "perplexity" if kind.endswith("perplexity") else kind,
-                metric_name=kind.replace("_", " "),
-                metric_value=round(value, 6),
-            )
+        yield EvalResult(
+            task_type=pipeline or "text-generation",
+            dataset_type=hub[0] if hub else config.data.name,
+            dataset_name=f"{hub[0] if hub else config.data.name}, held out",
+            metric_type="accuracy" if kind.endswith("accuracy") else kind,
+            metric_name=kind.replace("_", " "),
+            metric_value=round(value, 6),
+        )
 
 
 def results(lines: list[dict[str, Any]], step: int) -> dict[str, float]:
@@ -184,8 +187,10 @@ def _origin(config: Config) -> str:
 
 
 def _options(group: str, chosen: Any) -> Iterator[tuple[str, str]]:
-    """Every option of a choice, by its name within the group."""
+    """Every option of a choice that decides what is computed, by its name within the group."""
     for option in choice_options(group, type(chosen)):
+        if option.role != IDENTITY:
+            continue
         value: Any = chosen
         for part in option.key.split(".")[1:]:
             value = getattr(value, part)
@@ -258,5 +263,5 @@ def _ran(run: RunDir, environment: dict[str, Any]) -> Rows:
     if starts:
         places = list(dict.fromkeys(f"`{start['strategy']}` on {start['world_size']}" for start in starts))
         found.append(("placement", "; then ".join(places) + f" × {environment['device']}" * bool(environment)))
-        found.append(("time", duration(events[-1]["time"] - events[0]["time"])))
+        found.append(("time since the first start", duration(events[-1]["time"] - events[0]["time"])))
     return found

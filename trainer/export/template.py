@@ -41,7 +41,7 @@ Fingerprint of the prepared data: `{{ fingerprint }}`. Tokenizer: {{ tokenizer }
 ## Results
 
 {% if results %}
-At step {{ step }}. Loss is in nats a target; held-out figures are of text that the model has not seen, from the same source.
+At step {{ step }}. Loss is in nats a target. Figures are of held-out text; those with a name before them of one source or set alone.
 
 | figure | value | beside it |
 |---|---:|---|
@@ -55,7 +55,7 @@ This step was not evaluated.
 ## Limits
 
 - It has seen {{ tokens }} tokens of the text above and nothing else. What that text lacks, gets wrong or leans towards, so does the model.
-- Held-out figures are of text like the training text. Nothing else was measured: no other domain, no task, no safety.
+- Nothing was measured but the figures above, where there are any: no other domain, no task, no safety.
 {% if objective == "causal" %}
 - It goes on with a text. It was not trained to follow instructions, and states falsehoods as fluently as facts.
 {% else %}
