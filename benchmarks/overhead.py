@@ -43,7 +43,7 @@ from trainer.data.batches import Batches  # noqa: E402
 from trainer.data.corpus import Corpus  # noqa: E402
 from trainer.data.loading import Loader, Step  # noqa: E402
 from trainer.data.order import Order  # noqa: E402
-from trainer.streams import seed_all  # noqa: E402
+from trainer.models.deferred import deferred, real_copy  # noqa: E402
 from trainer.tasks import Batch  # noqa: E402
 from trainer.tasks.clm import CausalLM  # noqa: E402
 
@@ -88,7 +88,7 @@ class NextToNothing(CausalLM):
     """Causal language modelling with that network."""
 
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
-        return Summed(Network(corpus.vocabulary.size))
+        return Summed(deferred(lambda: Network(corpus.vocabulary.size)))
 
 
 def contest(steps: int, rounds: int, told: Callable[[str], None]) -> dict[str, list[Pace]]:
@@ -106,8 +106,7 @@ def contest(steps: int, rounds: int, told: Callable[[str], None]) -> dict[str, l
         numbers = count()
 
         def network() -> Network:
-            seed_all(config.seed, "init")  # the weights that ours starts from
-            return Network(corpus.vocabulary.size)
+            return real_copy(deferred(lambda: Network(corpus.vocabulary.size)), config.seed)  # the weights that ours starts from
 
         def by_us(steps: list[Step] | None = None) -> Pace:
             return ours.pace(config, data, Path(folder) / f"run-{next(numbers)}", warm=50, ready=steps)

@@ -19,19 +19,27 @@ WEIGHTS = {"gpt": {"clm": 1.0}, "bert": {"mlm": 1.0, "nsp": 1.0}}
 
 
 def module(kind: str, dropout: float = 0.0, seed: int = 0) -> torch.nn.Module:
-    """A task's module around a two-layer GPT-2 or BERT of width 48."""
+    """A task's module around a two-layer GPT-2 or BERT of width 48, with its first values."""
+    from trainer.models.deferred import First, materialise
+
+    built = skeleton(kind, dropout)
+    return materialise(built, First(built.model, seed), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def skeleton(kind: str, dropout: float = 0.0) -> torch.nn.Module:
+    """The same without values, as a task hands it to a strategy."""
     from transformers import BertConfig, BertForPreTraining, GPT2Config, GPT2LMHeadModel
 
+    from trainer.models.deferred import deferred
     from trainer.models.heads import CausalModule, PretrainingModule
 
-    torch.manual_seed(seed)
     if kind == "gpt":
         config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=48, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
                             resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)  # fmt: skip
-        return CausalModule(GPT2LMHeadModel(config), VOCABULARY)
+        return CausalModule(deferred(lambda: GPT2LMHeadModel(config)), VOCABULARY)
     bert = BertConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=96,
                         max_position_embeddings=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)  # fmt: skip
-    return PretrainingModule(BertForPreTraining(bert), VOCABULARY)
+    return PretrainingModule(deferred(lambda: BertForPreTraining(bert)), VOCABULARY)
 
 
 def rows(step: int) -> list[np.ndarray]:
@@ -71,13 +79,26 @@ def config(precision: str = "fp32") -> Any:
     return SimpleNamespace(precision={"fp32": FP32, "bf16": BF16, "fp16": FP16}[precision]())
 
 
-def place(strategy: str, kind: str, world: Any, optim: Any = None, precision: str = "fp32", **model: Any) -> Any:
-    """A Placement of a tiny module; optim: a choice, AdamW by default."""
+def place(
+    strategy: str,
+    kind: str,
+    world: Any,
+    optim: Any = None,
+    precision: str = "fp32",
+    seed: int = 0,
+    weights: Any = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Any:
+    """A Placement of a tiny module; optim: a choice, AdamW by default; weights: of a seed by default; options: the strategy's."""
+    from trainer.models.deferred import First
     from trainer.optim import AdamW
 
     load_choices()
-    optim = optim or AdamW(lr=2e-3)
-    return find("strategy", strategy)().place(module(kind, **model), optim.build, config(precision), world)  # type: ignore[attr-defined]
+    optim, built = optim or AdamW(lr=2e-3), skeleton(kind, dropout)
+    weights = weights or First(built.model, seed)  # type: ignore[arg-type]
+    chosen: Any = find("strategy", strategy)(**options)
+    return chosen.place(built, weights, optim.build, config(precision), world)
 
 
 def dealt(placement: Any, kind: str, step: int, micro_batches: int) -> tuple[list[Batch], dict[str, int]]:

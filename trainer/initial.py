@@ -1,11 +1,12 @@
-"""Weights as a start, of another run (`init.run`) or pretrained: what must fit, told before anything is launched."""
+"""What a run starts from: first values, a pretrained directory, or another run (`init.run`); what must fit, told before launch."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.checkpoint.files import CheckpointError
-from trainer.checkpoint.opening import shapes_in
+from trainer.checkpoint.opening import open_one, shapes_in
 from trainer.choices import ConfigError, nearest
 from trainer.config import Config, flatten, to_dict
 from trainer.data.corpus import Corpus
@@ -13,6 +14,19 @@ from trainer.data.tokenizer_files import load_tokenizer, locate
 from trainer.data.tokenizers import Pretrained as PretrainedTokenizer
 from trainer.models.pretrained import Pretrained
 from trainer.run import RunDir, checkpoint_of, load_frozen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.checkpoint.pieces import Read
+    from trainer.distributed import World
+
+
+def first_weights(config: Config, module: nn.Module, world: World) -> Read:
+    """Values before step 1, for `Strategy.place`; entered by every rank. module: the task's, without values."""
+    if config.init.run:
+        return open_one(checkpoint_of(config.init.run), world).read
+    return config.model.weights(module, config.seed)
 
 
 def refuse_unfitting(config: Config, corpus: Corpus) -> None:

@@ -61,6 +61,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     from trainer.data.loading import Loader
     from trainer.data.order import Order
     from trainer.distributed import World
+    from trainer.initial import first_weights
     from trainer.models.recompute import recompute_blocks
     from trainer.strategies.single import Single
     from trainer.trainer import objective
@@ -74,7 +75,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     module = config.task.module(config, corpus)
     recompute_blocks(module, config.recompute)
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
-    placement = Single().place(module, config.optim.build, config, world)
+    placement = Single().place(module, first_weights(config, module, world), config.optim.build, config, world)
     split = corpus.split("train")
     best, best_rate, size = 0, 0.0, 1
     while size <= rows:

@@ -1,7 +1,8 @@
 """One rank's part of a run: build, resume, loop. The only training loop.
 
-    build     data and task → module → placement on the devices, which proves itself
-    resume    newest good checkpoint → state; the position in the data is one integer
+    build     data and task → module without values → placement on the devices, filled with first weights or the newest good
+              checkpoint's, which proves itself
+    resume    that checkpoint → state; the position in the data is one integer
     loop      a step = one global batch: micro-batches → backward → finish; then log, evaluate, save where due
 
 What happens at a step is a visible line of `Training.loop`; there are no callbacks.
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer.checkpoint.files import folder_of
-from trainer.checkpoint.opening import open_newest, open_one
+from trainer.checkpoint.opening import open_newest
 from trainer.checkpoint.store import prune, save
 from trainer.choices import ConfigError
 from trainer.config import Config, digest
@@ -32,12 +33,13 @@ from trainer.data.order import Order
 from trainer.distributed import World
 from trainer.evaluation import HeldOut, held_outs
 from trainer.export import Form, export
+from trainer.initial import first_weights
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_name, device_peak, work_of
 from trainer.models.recompute import recompute_blocks
 from trainer.process import no_garbage_collection
 from trainer.profiling import profiling
-from trainer.run import RunDir, checkpoint_of
+from trainer.run import RunDir
 from trainer.sampling import samples
 from trainer.settings import NanPolicy
 from trainer.strategies.proof import prove
@@ -46,6 +48,8 @@ from trainer.tracking import Trackers, jsonl, summary
 from trainer.versions import versions
 
 if TYPE_CHECKING:
+    from trainer.checkpoint.opening import Opened
+    from trainer.checkpoint.pieces import Read
     from trainer.survival.stop import Stop
 
 
@@ -77,24 +81,25 @@ class Training:
         self.spans: dict[int, tuple[int, int]] = {}  # positions of the steps since the last log line
         self.last: dict[str, Any] = {}
         self.evaluated: dict[str, Any] = {}
-        self._build()
-        self._resume()
+        opened = open_newest(run.checkpoints, world, log=print)
+        self._build(opened)
+        self._resume(opened)
 
     # -- build --------------------------------------------------------------------------------------------------------------------
 
-    def _build(self) -> None:
+    def _build(self, opened: Opened | None) -> None:
         config, world = self.config, self.world
         resolved = self.run.placement
         self.corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
         self.micro_batch = int(resolved["micro_batch"])
-        seed_all(config.seed, "init")
         module = self.task.module(config, self.corpus)
-        notice: str = getattr(module, "notice", "")
-        if notice and world.leads:
-            print(notice, flush=True)
+        weights: Read = opened.read if opened is not None else first_weights(config, module, world)
+        for notice in (getattr(source, "notice", "") for source in (module, weights)):
+            if notice and world.leads:
+                print(notice, flush=True)
         self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
         recompute_blocks(module, config.recompute)
-        self.placement = config.strategy.place(module, config.optim.build, config, world)
+        self.placement = config.strategy.place(module, weights, config.optim.build, config, world)
         module.train()
 
         split = self.corpus.split("train")
@@ -131,9 +136,8 @@ class Training:
 
     # -- resume -------------------------------------------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
+    def _resume(self, opened: Opened | None) -> None:
         config, world = self.config, self.world
-        opened = open_newest(self.run.checkpoints, world, log=print)
         if opened is not None:
             self.placement.load(opened.read)
             self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
@@ -145,8 +149,6 @@ class Training:
                 )
             # Also after an extension of a run whose last batch was short: what is left decides, not step × global batch.
             self.steps = self.step + batches.left(self.position)
-        elif config.init.run:
-            self.placement.load_parameters(open_one(checkpoint_of(config.init.run), world).read)
         events = self.run.events()
         self.meter = Meter(
             self.task.weights,

@@ -112,12 +112,11 @@ def _stack(rows: list[torch.Tensor], value: int) -> tuple[torch.Tensor, torch.Te
 
 def build_model(config: Config, data: Data) -> Any:
     """The transformers model that a run of this configuration starts from: the same weights."""
-    from trainer.streams import seed_all
+    from trainer.models.deferred import real_copy
 
     corpus = data.open()
     if corpus.vocabulary.size != corpus.vocabulary.padded:
         raise ValueError(
             f"a vocabulary of {corpus.vocabulary.size}: peers would spread probability over the padding; take a multiple of 64"
         )
-    seed_all(config.seed, "init")
-    return config.model.build(config.task.objective, corpus.vocabulary, config.sequence_length)
+    return real_copy(config.model.skeleton(config.task.objective, corpus.vocabulary, config.sequence_length), config.seed)

@@ -89,18 +89,18 @@ def test_what_is_kept_is_not_computed_again():
 
 
 def trained(world, strategy, every):
-    module, options = tiny.module, Recompute(every=every)
+    skeleton, options = tiny.skeleton, Recompute(every=every)
 
     def prepared(*arguments, **named):
-        found = module(*arguments, **named)
+        found = skeleton(*arguments, **named)
         recompute_blocks(found, options)
         return found
 
-    tiny.module = prepared
+    tiny.skeleton = prepared
     try:
         placement = tiny.place(strategy, "gpt", world, dropout=0.1)
     finally:
-        tiny.module = module
+        tiny.skeleton = skeleton
     assert any("forward" in vars(block) for block in blocks(placement.module)) == (every is not None)
     torch.manual_seed(world.rank)
     seen = tiny.train(placement, "gpt", range(4), micro_batches=2)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from trainer.choices import Choice
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
+
+    from trainer.checkpoint.pieces import Read
 
 CHOICES = ("gpt2", "llama", "bert", "roberta", "modernbert", "t5", "pretrained")
 
@@ -38,15 +41,20 @@ class Model(Choice, group="model"):
         """Raise ConfigError where this model cannot take the objective, the tokens or the length; before launch, reads no weights."""
 
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        """The model with the head of an objective, fp32, on the CPU, from the default generator.
+        """The network with the head of an objective, fp32, its values as its constructor makes them.
 
         objective: `causal`, `masked`, `pretraining` (masked and next sentence) or `denoising` (encoder and decoder).
         """
         raise NotImplementedError
 
     def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        """The same model without values, on the meta device: names and shapes."""
-        import torch
+        """The same network without values: its parameters on the meta device, tied as they will be, its buffers real."""
+        from trainer.models.deferred import deferred
 
-        with torch.device("meta"):
-            return self.build(objective, vocabulary, sequence_length)
+        return deferred(lambda: self.build(objective, vocabulary, sequence_length))
+
+    def weights(self, module: nn.Module, seed: int) -> Read:
+        """First values of a task's module around a skeleton, by the module's names; read tensor by tensor."""
+        from trainer.models.deferred import First
+
+        return First(module.model, seed)  # type: ignore[arg-type]

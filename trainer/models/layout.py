@@ -7,6 +7,7 @@ two short documents before training starts, packed first, then padded: their log
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.choices import ConfigError
-from trainer.models import padded
+from trainer.models import packed, padded
+from trainer.models.deferred import real_copy
 from trainer.models.head import logits_at
 from trainer.models.packed import use_attention, use_packed_attention
 from trainer.models.padded import Padded, Pairs
@@ -65,13 +67,8 @@ def layout_of(model: Any, causal: bool) -> tuple[Layout, str]:
         use_packed_attention(model)
         return Packed(first_position(model.config)), ""
     inputs = _probe(model.config)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return _proven(model, inputs, causal)
-    finally:
-        model.train(was_training)
+    with _trial(model) as tried, torch.no_grad():
+        return _proven(tried, inputs, causal)
 
 
 def pairs_of(model: Any) -> tuple[Pairs, str]:
@@ -82,18 +79,32 @@ def pairs_of(model: Any) -> tuple[Pairs, str]:
     tokens = {"input_ids": inputs["input_ids"], "decoder_ids": inputs["input_ids"].flip(1)}
     whole = Batch(tokens, _LENGTHS, {}, decoded=_LENGTHS[::-1])
     reads, writes = (tokens[name].split(sizes, dim=1) for name, sizes in (("input_ids", whole.lengths), ("decoder_ids", whole.decoded)))
-    own, was_training = config._attn_implementation, model.training
-    model.eval()
+    own = config._attn_implementation
+    with _trial(model) as tried, torch.no_grad():
+        alone = torch.cat([_one_pair(pairs, tried, read, written) for read, written in zip(reads, writes, strict=True)])
+        for name in [padded.NAME, own] if own == "sdpa" else [own]:
+            use_attention(tried, name)
+            if _apart(pairs.logits(tried, whole, None), alone) <= _TOLERANCE:
+                return pairs, f"{config.model_type}: documents are padded, for its encoder and for its decoder"
+    raise ConfigError(f"model.path: {config.model_type}: its documents influence each other, also padded; choose another architecture")
+
+
+@contextmanager
+def _trial(model: Any) -> Iterator[Any]:
+    """The model in evaluation mode, to try ways of attending on; one without values by a whole copy on the CPU, with its first values.
+
+    What the trial has settled on is set up in the model itself.
+    """
+    tried = real_copy(model) if next(model.parameters()).is_meta else model
+    was_training = model.training
+    tried.eval()
     try:
-        with torch.no_grad():
-            alone = torch.cat([_one_pair(pairs, model, read, written) for read, written in zip(reads, writes, strict=True)])
-            for name in [padded.NAME, own] if own == "sdpa" else [own]:
-                use_attention(model, name)
-                if _apart(pairs.logits(model, whole, None), alone) <= _TOLERANCE:
-                    return pairs, f"{config.model_type}: documents are padded, for its encoder and for its decoder"
+        yield tried
     finally:
         model.train(was_training)
-    raise ConfigError(f"model.path: {config.model_type}: its documents influence each other, also padded; choose another architecture")
+    if tried is not model:
+        chosen = tried.config._attn_implementation
+        use_packed_attention(model) if chosen == packed.NAME else use_attention(model, chosen)
 
 
 def _one_pair(pairs: Pairs, model: Any, read: Tensor, written: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,10 @@ from trainer.choices import ConfigError, choice, identity
 from trainer.models import Model, Vocabulary
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
+
+    from trainer.checkpoint.pieces import Read
 
 
 @choice
@@ -58,22 +62,64 @@ class Pretrained(Model):
 
     def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
         import torch
-
-        model: PreTrainedModel = self._load(_head(objective)[0].from_pretrained, dtype=torch.float32)
-        return _with_sentinels(model, vocabulary)
-
-    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        import torch
         from transformers import AutoConfig, GenerationConfig
 
         config = self._load(AutoConfig.from_pretrained)
-        with torch.device("meta"):
-            model: PreTrainedModel = _head(objective)[0].from_config(config, trust_remote_code=self.trust_remote_code)
+        # Trained in fp32, whatever it is stored in.
+        model: PreTrainedModel = _head(objective)[0].from_config(config, dtype=torch.float32, trust_remote_code=self.trust_remote_code)
         if model.can_generate():
             with contextlib.suppress(OSError):  # not every repository has one
                 model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
-        with torch.device("meta"):
-            return _with_sentinels(model, vocabulary)
+        return _with_sentinels(model, vocabulary)
+
+    def weights(self, module: nn.Module, seed: int) -> Read:
+        from transformers import AutoConfig
+
+        from trainer.checkpoint.files import CheckpointError
+        from trainer.models.stored import Held, Stored, sliced
+
+        model: Any = module.model
+        try:
+            files = self._files()
+        except CheckpointError as error:
+            raise ConfigError(f"model.path: {error}") from error
+        stored: Any = sliced(model, files) if files is not None else None
+        read_whole = stored is None
+        if read_whole:
+            stored = {name: Held(tensor) for name, tensor in self._loaded(type(model)).items()}
+        rows = self._load(AutoConfig.from_pretrained).get_text_config().vocab_size
+        found = Stored(model, stored, seed, rows, self.path)
+        if read_whole:
+            why = "its files are no safetensors" if files is None else "transformers converts its tensors as it loads them"
+            line = f"model.path: {self.path}: read whole into every process's memory before it is shared out: {why}"
+            found.notice = "\n".join(filter(None, [line, found.notice]))
+        return found
+
+    def _files(self) -> list[Path] | None:
+        """Its safetensors files, from a directory or by way of the hub's cache; None where it has none."""
+        from transformers.utils import cached_file
+
+        from trainer.models.stored import INDEX, SINGLE, files_in
+
+        if Path(self.path).is_dir():
+            return files_in(Path(self.path))
+        options = {"_raise_exceptions_for_missing_entries": False}
+        single = self._load(cached_file, filename=SINGLE, **options)
+        if single is not None:
+            return [Path(single)]
+        index = self._load(cached_file, filename=INDEX, **options)
+        if index is None:
+            return None
+        for name in sorted(set(json.loads(Path(index).read_text())["weight_map"].values())):
+            self._load(cached_file, filename=name)
+        return files_in(Path(index).parent)
+
+    def _loaded(self, kind: type[PreTrainedModel]) -> dict[str, Any]:
+        """The tensors that transformers finds in the files, all of them in memory."""
+        import torch
+
+        model, info = self._load(kind.from_pretrained, dtype=torch.float32, output_loading_info=True)
+        return {name: tensor for name, tensor in model.state_dict().items() if name not in info["missing_keys"]}
 
     def _load(self, loader: Any, **options: Any) -> Any:
         """Call a transformers loader, turning its failures into one sentence on what was looked for where."""

@@ -33,8 +33,14 @@ class Strategy(Choice, group="strategy", role="placement"):
     # None: any number of processes.
     processes: ClassVar[int | None] = None
 
-    def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
-        """Put a task's module and its optimizer on the devices of this world."""
+    def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+        """Put a task's module and its optimizer on the devices of this world.
+
+        module: its parameters are on the meta device, its buffers real, its ties made. weights: where values come from, by name, kind
+        `parameter` and box, on the CPU: first values, a pretrained directory, a checkpoint; every rank reads the same. What holds whole
+        parameters fills them by `trainer.models.deferred.materialise`; what cuts them cuts the module as it is, makes room for this
+        rank's part (`exchange_parameters` keeps ties), and reads that box by box: at no time more than its share and the tensor in hand.
+        """
         raise NotImplementedError
 
 
@@ -83,10 +89,6 @@ class Placement:
 
     def load(self, read: Read) -> None:
         """Set parameters, moments and step counts from a checkpoint: this rank's share."""
-        raise NotImplementedError
-
-    def load_parameters(self, read: Read) -> None:
-        """Set parameters alone (weights of another run)."""
         raise NotImplementedError
 
     def averaged(self) -> AbstractContextManager[None]:

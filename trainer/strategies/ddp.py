@@ -11,6 +11,7 @@ from trainer.strategies import Placement, Strategy
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainer.checkpoint.pieces import Read
     from trainer.config import Config
     from trainer.distributed import World
     from trainer.strategies import BuildOptimizer
@@ -22,10 +23,11 @@ class DDP(Strategy):
 
     name: str = "ddp"
 
-    def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+    def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
+        from trainer.models.deferred import materialise
         from trainer.strategies.replicated import Averaged, Replicated
         from trainer.strategies.torch_driven import Called
 
@@ -35,7 +37,7 @@ class DDP(Strategy):
         with warnings.catch_warnings():
             # torch 2.13 has another name for it, which Accelerate cannot pass yet.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-            wrapped = accelerator.prepare_model(module)
+            wrapped = accelerator.prepare_model(materialise(module, weights, world.device))
         optimizer = build_optimizer(module.named_parameters())
         if world.size == 1:
             # Accelerate wraps nothing for one process.

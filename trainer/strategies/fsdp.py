@@ -13,6 +13,7 @@ from trainer.strategies import Placement, Strategy
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainer.checkpoint.pieces import Read
     from trainer.config import Config
     from trainer.distributed import World
     from trainer.strategies import BuildOptimizer
@@ -24,11 +25,14 @@ class FSDP(Strategy):
 
     name: str = "fsdp"
 
-    def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
-        from trainer.strategies.sharded import Sharded, on_meta, shard
+    def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+        import copy
+
+        from trainer.strategies.sharded import Sharded, fill, shard
         from trainer.strategies.torch_driven import Called
 
-        skeleton = on_meta(module)
-        shard(module.to(world.device), world)
+        skeleton = copy.deepcopy(module)
+        shard(module, world)
+        fill(module, weights, world.device)
         called = Called(module, world.device, config.precision.autocast)
         return Sharded(called, module, skeleton, build_optimizer(module.named_parameters()), world)

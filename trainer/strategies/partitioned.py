@@ -128,27 +128,21 @@ class Partitioned(Placement):
         return {"optimizer_step": self.updates} | (self.loss_scale.scalars() if self.loss_scale is not None else {})
 
     def load(self, read: Read) -> None:
-        self._read(read, moments=True)
+        self._read(read)
         self.updates = read.scalars["optimizer_step"]
         set_counts(self.zero.optimizer, self.updates)
         if self.loss_scale is not None:
             self.loss_scale.load(read.scalars)
             self._tell_scale()
 
-    def load_parameters(self, read: Read) -> None:
-        self._read(read, moments=False)
-
     @torch.no_grad()
-    def _read(self, read: Read, moments: bool) -> None:
+    def _read(self, read: Read) -> None:
         for name, parameter, mapping in self.ranges():
             shape, address = tuple(parameter.shape), mapping.lp_fragment_address
             for kind, flat in self.kinds(mapping):
                 at = 0
-                # An average begins at the weights.
-                source = kind if moments else "parameter" if kind in ("parameter", averaging.KIND) else None
                 for box in boxes_of_range(shape, address.start, address.numel):
-                    if source is not None:
-                        flat.narrow(0, at, box.size).view(box.lengths).copy_(read(name, source, shape, box))
+                    flat.narrow(0, at, box.size).view(box.lengths).copy_(read(name, kind, shape, box))
                     at += box.size
         # The masters are new; the parameters that forward reads follow.
         self.zero.update_lp_params()

@@ -17,6 +17,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from trainer.checkpoint.boxes import Box
 from trainer.models.blocks import blocks
+from trainer.models.deferred import exchange_parameters
 from trainer.strategies.torch_driven import Called, TorchPlacement
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ class Sharded(TorchPlacement):
         super().__init__(called, named, optimizer, world)
 
     def held(self, tensor: Tensor) -> Box | None:
-        lengths, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
-        return Box(tuple(offset), tuple(lengths)) if all(lengths) else None
+        return box_of(tensor)
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to_local()  # type: ignore[attr-defined]
@@ -54,9 +54,9 @@ class Sharded(TorchPlacement):
         dist.all_reduce(squares)
         return squares.sqrt()
 
-    def _read(self, read: Read, moments: bool) -> None:
+    def _read(self, read: Read) -> None:
         self._reshard()
-        super()._read(read, moments)
+        super()._read(read)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -87,14 +87,39 @@ class Sharded(TorchPlacement):
 
 
 def shard(module: nn.Module, world: World) -> None:
-    """Cut a module in place: a unit for each transformer block, and one for the rest."""
-    for parameter in module.parameters():
-        # The same by seed already, unless a rank read other weights; DDP and DeepSpeed broadcast too.
-        dist.broadcast(parameter.detach(), src=0)
+    """Cut a module on meta in place: a unit for each transformer block, and one for the rest."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in units(module):
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, weights: Read, device: torch.device) -> None:
+    """Give a module that was cut on meta room for this rank's rows, and read them: the share and one tensor, never the whole."""
+    places = dict(module.named_parameters(remove_duplicate=False))
+    room: dict[Tensor, Tensor] = {}
+
+    def make(tensor: Tensor) -> Tensor:
+        if tensor not in room:
+            room[tensor] = torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+        return room[tensor]
+
+    # What FSDP keeps of a parameter follows only in `_apply`; that makes a parameter for each place, so what was tied is tied again.
+    module._apply(make)
+    first: dict[nn.Parameter, nn.Parameter] = {}
+    now = dict(module.named_parameters(remove_duplicate=False))
+    exchange_parameters(module, {now[name]: first.setdefault(before, now[name]) for name, before in places.items()})
+    for name, parameter in module.named_parameters():
+        held = box_of(parameter)
+        if held is not None:
+            parameter.to_local().copy_(weights(name, "parameter", tuple(parameter.shape), held))  # type: ignore[attr-defined]
+
+
+def box_of(tensor: Tensor) -> Box | None:
+    """The part of a DTensor that is on this rank; None where it has no rows."""
+    lengths, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
+    return Box(tuple(offset), tuple(lengths)) if all(lengths) else None
 
 
 def units(module: nn.Module) -> list[nn.Module]:
@@ -117,9 +142,3 @@ def units(module: nn.Module) -> list[nn.Module]:
 def _within(name: str, module: nn.Module, found: list[nn.Module]) -> bool:
     parts = name.split(".")
     return any(module.get_submodule(".".join(parts[:depth])) in found for depth in range(1, len(parts)))
-
-
-def on_meta(module: nn.Module) -> nn.Module:
-    """A copy without values: the same structure and ties, its parameters on the meta device."""
-    memo = {id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad) for parameter in module.parameters()}
-    return copy.deepcopy(module, memo)

@@ -153,24 +153,19 @@ class TorchPlacement(Placement):
         return {"optimizer_step": int(self.updates)} | (self.loss_scale.scalars() if self.loss_scale is not None else {})
 
     def load(self, read: Read) -> None:
-        self._read(read, moments=True)
+        self._read(read)
         self.updates.fill_(read.scalars["optimizer_step"])
         if self.loss_scale is not None:
             self.loss_scale.load(read.scalars)
         set_counts(self.optimizer, read.scalars["optimizer_step"])
 
-    def load_parameters(self, read: Read) -> None:
-        self._read(read, moments=False)
-
     @torch.no_grad()
-    def _read(self, read: Read, moments: bool) -> None:
+    def _read(self, read: Read) -> None:
         for name, parameter in self.named:
             for kind, tensor in self.kinds(parameter):
                 held = self.held(tensor)
-                # An average begins at the weights.
-                source = kind if moments else "parameter" if kind in ("parameter", averaging.KIND) else None
-                if held is not None and source is not None:
-                    self.local(tensor).copy_(read(name, source, tuple(tensor.shape), held))
+                if held is not None:
+                    self.local(tensor).copy_(read(name, kind, tuple(tensor.shape), held))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

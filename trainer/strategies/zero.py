@@ -14,6 +14,7 @@ from trainer.strategies import Placement, Strategy
 if TYPE_CHECKING:
     from torch import nn
 
+    from trainer.checkpoint.pieces import Read
     from trainer.config import Config
     from trainer.distributed import World
     from trainer.strategies import BuildOptimizer
@@ -36,12 +37,13 @@ class Zero(Strategy):
                     "options is for keys of DeepSpeed's configuration that the framework does not name"
                 )
 
-    def place(self, module: nn.Module, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+    def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
+        from trainer.models.deferred import materialise
         from trainer.strategies.partitioned import Partitioned, prepare_engine
 
-        named = list(module.named_parameters())
+        named = list(materialise(module, weights, world.device).named_parameters())
         settings = engine_config(self.stage, config.precision.autocast, self.options)
-        engine = prepare_engine(module.to(world.device), build_optimizer(iter(named)), settings, world)
+        engine = prepare_engine(module, build_optimizer(iter(named)), settings, world)
         return Partitioned(engine, module, named, world)
 
 

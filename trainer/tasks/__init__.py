@@ -96,6 +96,7 @@ class Task(Choice, group="task"):
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
         """What the strategies wrap: forward(batch) → {term: sum of losses}; the Hugging Face model at `.model`.
 
+        Its parameters are on the meta device, for the strategy to fill with what it holds of them.
         In evaluation mode the forward may return further sums, which `metrics` reads."""
         raise NotImplementedError
 

@@ -65,7 +65,7 @@ class CausalLM(Regularizing):
         from trainer.models.heads import CausalModule
 
         vocabulary = corpus.vocabulary
-        return CausalModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
+        return CausalModule(config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         held_out = corpus.meta["splits"]["eval"]

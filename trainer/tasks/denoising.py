@@ -106,7 +106,7 @@ class Denoising(Regularizing):
         from trainer.models.heads import DenoisingModule
 
         vocabulary = corpus.vocabulary
-        return DenoisingModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
+        return DenoisingModule(config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         return {"denoising_accuracy": sums["denoising_right"] / targets["denoising"]}

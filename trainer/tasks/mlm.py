@@ -47,7 +47,7 @@ class MaskedLM(Masking):
         from trainer.models.heads import MaskedModule
 
         vocabulary = corpus.vocabulary
-        return MaskedModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
+        return MaskedModule(config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         return {"masked_accuracy": sums["mlm_right"] / targets["mlm"]}

@@ -57,7 +57,9 @@ class MaskedLMWithNextSentence(Masking):
         from trainer.models.heads import PretrainingModule
 
         vocabulary = corpus.vocabulary
-        return PretrainingModule(config.model.build(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
+        return PretrainingModule(
+            config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized
+        )
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         nsp = sums["nsp_right"] / targets["nsp"]

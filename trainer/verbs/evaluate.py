@@ -61,7 +61,8 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     # What users load is what is evaluated.
     config.model = Pretrained(path=str(run / "model"))
     config.strategy = Single()
-    placement = config.strategy.place(config.task.module(config, corpus), config.optim.build, config, world)
+    module = config.task.module(config, corpus)
+    placement = config.strategy.place(module, config.model.weights(module, config.seed), config.optim.build, config, world)
     found = held_outs(config, run, corpus, config.task, int(resolved["micro_batch"]), placement)
     return {key: value for held_out in found for key, value in held_out.figures(world.device).items()}
 
