@@ -15,6 +15,8 @@ from trainer.tasks import Batch
 
 VOCABULARY = 96
 ROWS = 11  # rows of a global batch: not divisible by 2 or 3
+# Options where the defaults would not show what a strategy does: two replicas of two ranks at world 4.
+OPTIONS: dict[str, dict[str, Any]] = {"hsdp": {"shard_size": 2}}
 WEIGHTS = {"gpt": {"clm": 1.0}, "bert": {"mlm": 1.0, "nsp": 1.0}}
 
 
@@ -97,7 +99,7 @@ def place(
     load_choices()
     optim, built = optim or AdamW(lr=2e-3), skeleton(kind, dropout)
     weights = weights or First(built.model, seed)  # type: ignore[arg-type]
-    chosen: Any = find("strategy", strategy)(**options)
+    chosen: Any = find("strategy", strategy)(**(OPTIONS.get(strategy, {}) | options))
     return chosen.place(built, weights, optim.build, config(precision), world)
 
 

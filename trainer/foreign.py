@@ -88,7 +88,7 @@ def _open(words: list[str], place: RankEnv, stack: contextlib.ExitStack) -> Open
     if is_finished(run, config):
         print(f"{config.name} is finished: {run.path}; start anew with resume.overwrite=true")
         return Opened(run.path)
-    config = make_ready(config, run, place.size)
+    config = make_ready(config, run, place.size, place.local_size)
     return Opened(run.path, config, next_attempt(run))
 
 

@@ -80,11 +80,13 @@ def is_finished(run: RunDir, config: Config) -> bool:
     return all(getattr(before, key) == getattr(config, key) for key in BUDGETS)
 
 
-def make_ready(config: Config, run: RunDir, world_size: int) -> Config:
+def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | None = None) -> Config:
     """Prepare the data, freeze the configuration, resolve the placement. Returns the configuration as frozen.
 
+    per_node: processes of a node, if there are several nodes.
     Raises ConfigError before anything of an older run is touched.
     """
+    config.strategy.fits(world_size, per_node or world_size)
     run.path.mkdir(parents=True, exist_ok=True)
     if not config.resume.overwrite:
         run.accepts(config)

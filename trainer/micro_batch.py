@@ -96,7 +96,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
         if best and (rate < _GAIN * best_rate or not _fits(device)):
             break
         best, best_rate, size = size, rate, size * 2
-    if not best and config.strategy.name != "fsdp":
+    if not best and config.strategy.name not in ("fsdp", "hsdp"):
         raise ConfigError("micro_batch=auto: not even one row fits on the device; use a smaller model or sequence_length, or strategy=fsdp")
     return {"micro_batch": max(1, best)}
 

@@ -17,6 +17,7 @@ CHAIN = [
     ("single", 1),
     ("zero2", 2),
     ("fsdp", 3),
+    ("hsdp", 4),
     ("ddp", 2),
     ("zero2", 3),
     ("single", 1),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     BuildOptimizer = Callable[[Iterator[tuple[str, torch.nn.Parameter]]], torch.optim.Optimizer]
 
-CHOICES = ("single", "ddp", "zero", "fsdp")
+CHOICES = ("single", "ddp", "zero", "fsdp", "hsdp")
 
 
 def tell_engines(device_type: str) -> None:
@@ -32,6 +32,9 @@ class Strategy(Choice, group="strategy", role="placement"):
 
     # None: any number of processes.
     processes: ClassVar[int | None] = None
+
+    def fits(self, processes: int, per_node: int) -> None:
+        """Raise ConfigError where the options do not fit so many processes, of them so many on a node; before launch."""
 
     def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
         """Put a task's module and its optimizer on the devices of this world.
@@ -102,6 +105,10 @@ class Placement:
     def state_table(self) -> list[dict[str, Any]]:
         """Rows {kind, dtype, bytes} of what this rank holds: parameters, gradients, moments; and the dtype of reductions, of no bytes."""
         raise NotImplementedError
+
+    def asked(self) -> dict[str, str]:
+        """kind → dtype, where the user has asked for another than float32: the proof at start holds each against what is there."""
+        return {}
 
     def shares(self) -> dict[str, int]:
         """kind → most bytes that theory lets this rank hold: the proof at start compares `state_table` with it."""

@@ -23,7 +23,7 @@ class Refusal:
 
 
 # Each rank holds only a part of every tensor.
-_CUT = ("zero2", "fsdp")
+_CUT = ("zero2", "fsdp", "hsdp")
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
@@ -47,6 +47,21 @@ REFUSALS: tuple[Refusal, ...] = (
         reason="Adafactor averages over the rows and columns of whole matrices, and each rank of this strategy holds only a part of them",
         mend="optim=adamw or lion, or strategy=ddp",
     ),
+)
+
+
+@dataclass(frozen=True)
+class Unproven:
+    """What can be set, but has not been seen to do on hardware what it says. reason: what is missing."""
+
+    strategies: tuple[str, ...]
+    key: str
+    reason: str
+
+
+UNPROVEN: tuple[Unproven, ...] = (
+    Unproven(("fsdp", "hsdp"), "strategy.cpu_offload=true", "no GPU has run it; on CPUs it is tested, where it changes nothing"),
+    Unproven(("fsdp", "hsdp"), "strategy.prefetch", "no GPU has run it; on CPUs it is tested to change no number, and gains nothing"),
 )
 
 
@@ -92,4 +107,12 @@ def markdown() -> str:
     """The table as printed in the docs."""
     rows = ["| strategy | with | why not | instead |", "|---|---|---|---|"]
     rows += [f"| {', '.join(cell.strategies)} | {cell.key}={cell.value} | {cell.reason} | {cell.mend} |" for cell in REFUSALS]
+    rows += [
+        "",
+        "What runs, but is not proven on the hardware that it is for:",
+        "",
+        "| strategy | with | what is missing |",
+        "|---|---|---|",
+    ]
+    rows += [f"| {', '.join(cell.strategies)} | {cell.key} | {cell.reason} |" for cell in UNPROVEN]
     return "\n".join(rows)

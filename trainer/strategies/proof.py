@@ -55,7 +55,7 @@ def prove(placement: Placement, run_backward: Callable[[float], None], world: Wo
     """
     plain, table = _backward(placement, run_backward, 1.0)
     scaled, _ = _backward(placement, run_backward, world.rank + 1.0)
-    complaints = [*_world(world), *_gradients(plain, scaled, (world.size + 1) / 2), *_state(table, placement.shares())]
+    complaints = [*_world(world), *_gradients(plain, scaled, (world.size + 1) / 2), *_state(table, placement.shares(), placement.asked())]
     words = exchange(world, "proof", json.dumps({"complaints": complaints, "table": table}))
     ranks = [json.loads(word) for word in words]
     wrong = [f"rank {rank}: {complaint}" for rank, found in enumerate(ranks) for complaint in found["complaints"]]
@@ -96,11 +96,14 @@ def _gradients(plain: dict[str, Tensor], scaled: dict[str, Tensor], ratio: float
     return found if len(found) <= 3 else [*found[:3], f"and {len(found) - 3} more gradients likewise"]
 
 
-def _state(table: list[dict[str, Any]], shares: dict[str, int]) -> list[str]:
+def _state(table: list[dict[str, Any]], shares: dict[str, int], asked: dict[str, str]) -> list[str]:
     held: dict[str, int] = {}
     for row in table:
         held[row["kind"]] = held.get(row["kind"], 0) + row["bytes"]
-    wrong = [f"{row['kind']} is {row['dtype']}, should be float32" for row in table if row["dtype"] != "float32"]
+    expected = {row["kind"]: asked.get(row["kind"], "float32") for row in table}
+    wrong = [
+        f"{row['kind']} is {row['dtype']}, should be {expected[row['kind']]}" for row in table if row["dtype"] != expected[row["kind"]]
+    ]
     for kind, size in held.items():
         if size > shares.get(kind, 0):
             wrong.append(f"{kind} takes {size:,} bytes, at most {shares.get(kind, 0):,} were expected")

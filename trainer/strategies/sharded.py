@@ -1,4 +1,4 @@
-"""State cut by rows over the ranks: what `fsdp` drives."""
+"""State cut by rows over the ranks, or over those of a group: what `fsdp` and `hsdp` drive."""
 
 from __future__ import annotations
 
@@ -10,34 +10,55 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from trainer.checkpoint.boxes import Box
+from trainer.checkpoint.boxes import Box, rows_of
 from trainer.models.blocks import blocks
 from trainer.models.deferred import exchange_parameters
 from trainer.strategies.torch_driven import Called, TorchPlacement
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from trainer.checkpoint.pieces import Read
     from trainer.distributed import World
+    from trainer.strategies.fsdp import FSDP
 
 
 class Sharded(TorchPlacement):
-    """Rows of every parameter and moment here, as DTensors."""
+    """Rows of every parameter and moment here, as DTensors. mesh: of the ranks that share the rows, and of their replicas before it."""
 
-    def __init__(self, called: Called, root: nn.Module, skeleton: nn.Module, optimizer: torch.optim.Optimizer, world: World):
+    def __init__(
+        self,
+        called: Called,
+        root: nn.Module,
+        skeleton: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+        mesh: DeviceMesh,
+        reduce_dtype: str = "float32",
+    ):
         self.root = root
         self.skeleton = skeleton
         self.leads = world.leads
+        self.device = world.device
+        self.shards = mesh.size(-1)
+        self.replica, self.replicas = world.rank // self.shards, mesh.size() // self.shards
+        self.reduce_dtype = reduce_dtype
         named = list(root.named_parameters())
         assert all(isinstance(parameter, DTensor) for _, parameter in named), "fully_shard left parameters whole"
         super().__init__(called, named, optimizer, world)
 
     def held(self, tensor: Tensor) -> Box | None:
         return box_of(tensor)
+
+    def owned(self, tensor: Tensor) -> Box | None:
+        held = self.held(tensor)
+        # Replicas hold the same rows; each writes its part of them.
+        part = rows_of(held.lengths, self.replica, self.replicas) if held is not None else None
+        return Box(tuple(map(sum, zip(held.offset, part.offset, strict=True))), part.lengths) if held and part else None
 
     def local(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to_local()  # type: ignore[attr-defined]
@@ -48,11 +69,11 @@ class Sharded(TorchPlacement):
 
     def norm(self) -> Tensor:
         # Of local rows, then one all-reduce; torch's own over DTensors reduces the norm of each parameter by itself.
-        squares = nn.utils.get_total_norm(
-            [self.local(parameter.grad) for _, parameter in self.named if parameter.grad is not None]
-        ).square()
+        local = [self.local(parameter.grad) for _, parameter in self.named if parameter.grad is not None]
+        squares = nn.utils.get_total_norm(local).square().to(self.device)
+        # Over all ranks, so that replicas have it to the last bit, although each holds the whole sum.
         dist.all_reduce(squares)
-        return squares.sqrt()
+        return (squares / self.replicas).sqrt()
 
     def _read(self, read: Read) -> None:
         self._reshard()
@@ -82,27 +103,41 @@ class Sharded(TorchPlacement):
         yield copy.deepcopy(self.skeleton, memo) if self.leads else self.skeleton
 
     def share(self, shape: tuple[int, ...]) -> int:
-        rows = -(-shape[0] // self.data_size)
+        rows = -(-shape[0] // self.shards)
         return rows * torch.Size(shape[1:]).numel()
 
+    def reductions(self) -> set[torch.dtype]:
+        return {getattr(torch, self.reduce_dtype)} if self.data_size > 1 else set()
 
-def shard(module: nn.Module, world: World) -> None:
+    def asked(self) -> dict[str, str]:
+        return {"reduction": self.reduce_dtype}
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, options: FSDP) -> None:
     """Cut a module on meta in place: a unit for each transformer block, and one for the rest."""
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in units(module):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+    # fp32 unless it is asked for, whatever autocast computes in: what is gathered are the masters themselves.
+    lower = getattr(torch, options.param_dtype) if options.param_dtype != "float32" else None
+    policy = MixedPrecisionPolicy(param_dtype=lower, reduce_dtype=getattr(torch, options.reduce_dtype))
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if options.cpu_offload else OffloadPolicy()
+    found = units(module)
+    for part in (*found, module):
+        fully_shard(part, mesh=mesh, reshard_after_forward=options.reshard_after_forward, mp_policy=policy, offload_policy=offload)
+    for index, block in enumerate(found if options.prefetch else ()):
+        assert isinstance(block, FSDPModule)
+        block.set_modules_to_forward_prefetch(found[index + 1 : index + 1 + options.prefetch])  # type: ignore[arg-type]
+        block.set_modules_to_backward_prefetch(found[max(0, index - options.prefetch) : index][::-1])  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def fill(module: nn.Module, weights: Read, device: torch.device) -> None:
+def fill(module: nn.Module, weights: Read, device: torch.device, on_host: bool = False) -> None:
     """Give a module that was cut on meta room for this rank's rows, and read them: the share and one tensor, never the whole."""
+    home = torch.device("cpu") if on_host else device
     places = dict(module.named_parameters(remove_duplicate=False))
     room: dict[Tensor, Tensor] = {}
 
     def make(tensor: Tensor) -> Tensor:
         if tensor not in room:
-            room[tensor] = torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+            room[tensor] = torch.zeros_like(tensor, device=home) if tensor.is_meta else tensor.to(device)
         return room[tensor]
 
     # What FSDP keeps of a parameter follows only in `_apply`; that makes a parameter for each place, so what was tied is tied again.
