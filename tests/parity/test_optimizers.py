@@ -98,6 +98,5 @@ def test_an_average_is_of_the_applied_steps_alone(tmp_path):
     assert updates == 7 and tiny.distance(average_of(placement)["weights"], wanted) < 1e-6
     # Weights of another run are where an average begins.
     save(tmp_path, 8, placement, {}, alone)
-    other = tiny.place("single", "gpt", alone, optim=Lion(ema=Average(decay=0.5)), seed=1)
-    other.load_parameters(open_newest(tmp_path, alone).read)
+    other = tiny.place("single", "gpt", alone, optim=Lion(ema=Average(decay=0.5)), weights=open_newest(tmp_path, alone).read)
     assert tiny.distance(average_of(other)["weights"], tiny.weights(placement)) == 0.0

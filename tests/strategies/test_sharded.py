@@ -1,4 +1,4 @@
-"""Options of fsdp and hsdp: what they may change (memory, dtypes of communication) and what not (the curve); what does not fit is refused."""
+"""Options of fsdp and hsdp: what they change (memory, dtypes of communication) and what not (the curve); what does not fit."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def trained(world, strategy, choices):
         with HostSyncs() as counted:
             tiny.backward(placement, "gpt", 3, 1)
             placement.finish(1.0, 0.5)
-        boxes = [
-            (piece.name, piece.kind, list(piece.shape), list(piece.box.offset), list(piece.box.lengths)) for piece in placement.pieces()
-        ]
+        boxes = [(piece.name, piece.kind, piece.shape, *map(list, piece.box)) for piece in placement.pieces()]
         dtypes = {row["kind"]: row["dtype"] for row in placement.state_table()}
         found.append({"losses": seen["losses"], "norms": seen["norms"], "dtypes": dtypes, "boxes": boxes, "syncs": counted.total})
     return found
