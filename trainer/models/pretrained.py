@@ -46,6 +46,10 @@ class Pretrained(Model):
                 f"model.path: {self.path} is a {config.model_type}, for which there is no {objective} head, "
                 f"but {' and '.join(have) or 'none that is trained here'}; choose the task that fits"
             )
+        if getattr(config, "quantization_config", None) is not None:
+            raise ConfigError(
+                f"model.path: {self.path} holds quantized weights, which are not trained here; name the ones they were made of"
+            )
         sizes = config.get_text_config()
         rows = getattr(sizes, "vocab_size", None)
         if rows is not None and vocabulary.size - vocabulary.sentinels > rows:
@@ -87,6 +91,10 @@ class Pretrained(Model):
         read_whole = stored is None
         if read_whole:
             stored = {name: Held(tensor) for name, tensor in self._loaded(type(model)).items()}
+        for name, buffer in model.named_buffers():
+            # What training does not change, but a directory may hold in another state than the code makes it.
+            if name in stored and tuple(stored[name].get_shape()) == tuple(buffer.shape):
+                buffer.copy_(stored[name][...])
         rows = self._load(AutoConfig.from_pretrained).get_text_config().vocab_size
         found = Stored(model, stored, seed, rows, self.path)
         if read_whole:
