@@ -72,7 +72,7 @@ class Alive(TorchDispatchMode):
         self.now -= self.sizes.pop(key, 0)
 
 
-def made(world: Any, strategy: str, sizes: dict[str, int], vocabulary: int, folder: str | None) -> dict[str, Any]:
+def made(world: Any, strategy: str, sizes: dict[str, Any], vocabulary: int, folder: str | None) -> dict[str, Any]:
     """Place a GPT-2 of these sizes on this rank, from a directory or anew, and take one backward: what is held, and the peak before."""
     from trainer.models import Vocabulary
     from trainer.models.gpt2 import GPT2
@@ -113,7 +113,7 @@ def share(strategy: str, kind: str, world: int) -> float:
     return 1 / OPTIONS.get(strategy, {}).get("shard_size", world) if kind in CUT.get(strategy, ()) else 1.0
 
 
-def measured(strategies: list[str], worlds: list[int], sizes: dict[str, int], vocabulary: int) -> list[dict[str, Any]]:
+def measured(strategies: list[str], worlds: list[int], sizes: dict[str, Any], vocabulary: int) -> list[dict[str, Any]]:
     """A row for each strategy and number of processes: bytes by kind of the rank that holds most, over theory; and the peaks."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +142,7 @@ def measured(strategies: list[str], worlds: list[int], sizes: dict[str, int], vo
     return rows
 
 
-def save(folder: str, sizes: dict[str, int], vocabulary: int) -> None:
+def save(folder: str, sizes: dict[str, Any], vocabulary: int) -> None:
     """A directory as `model=pretrained` reads it."""
     from trainer.models import Vocabulary
     from trainer.models.gpt2 import GPT2

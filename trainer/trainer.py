@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer.checkpoint.files import folder_of
-from trainer.checkpoint.opening import open_newest
+from trainer.checkpoint.opening import open_newest, open_one
 from trainer.checkpoint.store import prune, save
 from trainer.choices import ConfigError
 from trainer.config import Config, digest

@@ -70,7 +70,7 @@ class Place:
 
     @staticmethod
     def of(tensor: Tensor) -> Place:
-        return Place(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype)
+        return Place(tensor.untyped_storage(), int(tensor.storage_offset()), tensor.size(), tensor.stride(), tensor.dtype)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Recording(TorchDispatchMode):
 
             return call
 
-        own = dict(functions)
+        own: dict[str, Any] = dict(functions)
         functions.update({name: recorded(function) for name, function in own.items()})
         try:
             yield
