@@ -65,7 +65,7 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.mkdir(parents=True)
     try:
-        built = functools.cache(lambda: config.model.build(config.task.objective, corpus.vocabulary, config.sequence_length))
+        built = functools.cache(lambda: config.model.skeleton(config.task.objective, corpus.vocabulary, config.sequence_length))
         # Buffers are never trained, and in no checkpoint: they are what the model began with.
         weights = Weights(whole, opened.read, dtype, form.averages, lambda name: built().get_buffer(name))
         parameters = _save(whole, weights, aside, form.file_bytes)
