@@ -1,8 +1,7 @@
 """One rank's part of a run: build, resume, loop. The only training loop.
 
-    build     data and task → module without values → placement on the devices, filled with first weights or the newest good
-              checkpoint's, which proves itself
-    resume    that checkpoint → state; the position in the data is one integer
+    build     data and task → module without values → placement on the devices, which fills it and proves itself
+    resume    newest good checkpoint → state; the position in the data is one integer
     loop      a step = one global batch: micro-batches → backward → finish; then log, evaluate, save where due
 
 What happens at a step is a visible line of `Training.loop`; there are no callbacks.
