@@ -82,8 +82,11 @@ def test_a_command_is_accepted(example: Example, words: list[str], folder: Path,
 def accepted_by_runs(words: list[str]) -> None:
     """`runs` has a grammar of its own: a word before others, options, conditions."""
     from trainer.catalogue.conditions import condition
-    from trainer.verbs.runs import CleanOptions
+    from trainer.verbs.runs import CheckpointsOptions, CleanOptions
 
+    if words[:1] == ["checkpoints"]:
+        assert options.parse(words[1:], CheckpointsOptions, "runs checkpoints")
+        return
     if words[:1] == ["diff"]:
         assert len([word for word in words[1:] if not word.startswith("root=")]) == 2
         return

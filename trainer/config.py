@@ -192,6 +192,21 @@ def check(config: Config) -> None:
         with named(key):
             source.suits(config.tokenizer, config.task)
     refuse_unsupported(config)
+    _require_measured(config)
+
+
+def _require_measured(config: Config) -> None:
+    """Checkpoints can be ranked by a figure only where it is measured on what is saved."""
+    best = getattr(config.checkpoint, "best", None)
+    if best is None:
+        return
+    cadences = {f"eval_{one.name}_": one.every or config.eval_every for one in config.eval_sets}
+    every = next((steps for prefix, steps in cadences.items() if best.startswith(prefix)), config.eval_every)
+    if not best.startswith("eval_") or every is None or config.save_every % every:
+        raise ConfigError(
+            f"checkpoint.best: {best} with eval_every={every} and save_every={config.save_every}; allowed: a held-out figure "
+            f"(eval_loss, …) that is measured whenever is saved: eval_every={config.save_every}, or another divisor of save_every"
+        )
 
 
 def roles(config: Config) -> dict[str, str]:

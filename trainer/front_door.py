@@ -91,6 +91,7 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
     if not config.resume.overwrite:
         run.accepts(config)
     prepared = prepare(config)
+    config.checkpoint.verify()
     corpus = open_corpus(prepared.corpus, prepared.rows)
     config.task.baselines(corpus)
     config.model.verify(config.task.objective, corpus.vocabulary, config.sequence_length)
@@ -99,6 +100,7 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
         refuse_unfitting(config, corpus)
     if config.resume.overwrite:
         run.clear()
+        config.checkpoint.clear()
     config = dataclasses.replace(config, fingerprint=prepared.fingerprint, resume=dataclasses.replace(config.resume, overwrite=False))
     resumes = run.freeze(config)
     (run / "summary.json").unlink(missing_ok=True)

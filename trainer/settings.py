@@ -135,8 +135,33 @@ class DefaultTracking(Tracking):
             raise ConfigError("tracking.tensorboard: true, but the package is not here; pip install 'shardloom[tensorboard]'")
 
 
+class OnFull(str, Enum):
+    """What happens when the disk has no room for a checkpoint; older ones are untouched in any case.
+
+    `skip` goes on and tries again at the next save; `prune` first gives up what is kept for its recency alone, but the newest; a run does
+    not end without its last checkpoint. `halt` ends it there.
+    """
+
+    halt = "halt"
+    skip = "skip"
+    prune = "prune"
+
+
+class BestMode(str, Enum):
+    """Which of two figures is the better one."""
+
+    min = "min"
+    max = "max"
+
+
 class Checkpoint(Choice, group="checkpoint", role="placement"):
-    """How many checkpoints are kept."""
+    """How checkpoints are written, and which are kept."""
+
+    def verify(self) -> None:
+        """Raise ConfigError where a place that is asked for cannot be written to; called before launch."""
+
+    def clear(self) -> None:
+        """Remove what a run has saved in another place than its own directory: it starts anew."""
 
 
 @choice
@@ -145,10 +170,29 @@ class DefaultCheckpoint(Checkpoint):
 
     name: str = "default"
     keep: int = placement(2, help="newest checkpoints that are kept")
+    keep_every: int | None = placement(None, help="checkpoints of every so many steps are kept for ever")
+    best: str | None = placement(None, help="a held-out figure (eval_loss, …): the checkpoint where it was best is kept too")
+    mode: BestMode = placement(BestMode.min, help="min | max: which value of checkpoint.best is the best")
+    on_full: OnFull = placement(OnFull.skip, help="halt | skip | prune: what a run does when the disk is full")
+    path: str | None = placement(None, help="a folder or URL (s3://, gs://, …) of this run's own, to which checkpoints are copied")
+    asynchronous: bool = placement(True, help="write while training goes on; takes host memory of the size of a rank's state")
 
     def check(self) -> None:
         if self.keep < 1:
             raise ConfigError(f"checkpoint.keep: {self.keep}; at least 1, or a resume would have nothing to start from")
+        require_positive(self, "keep_every", optional=True)
+
+    def verify(self) -> None:
+        if self.path:
+            from trainer.checkpoint.remote import Remote
+
+            Remote(self.path).verify()
+
+    def clear(self) -> None:
+        if self.path:
+            from trainer.checkpoint.remote import Remote
+
+            Remote(self.path).clear()
 
 
 class NanPolicy(str, Enum):

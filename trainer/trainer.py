@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import time
 from collections.abc import Mapping
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer.checkpoint.files import folder_of
-from trainer.checkpoint.opening import open_newest, open_one
-from trainer.checkpoint.store import prune, save
+from trainer.checkpoint.opening import open_one
+from trainer.checkpoint.store import Snapshot
 from trainer.choices import ConfigError
 from trainer.config import Config, digest
 from trainer.data.batches import Batches, batches_of
@@ -40,6 +39,7 @@ from trainer.process import no_garbage_collection
 from trainer.profiling import profiling
 from trainer.run import RunDir
 from trainer.sampling import samples
+from trainer.saves import Saves, open_latest
 from trainer.settings import NanPolicy
 from trainer.strategies.proof import prove
 from trainer.streams import seed_all
@@ -75,12 +75,12 @@ class Training:
         self.task = config.task
         self.step = 0  # steps consumed, dropped ones included
         self.position = 0  # samples consumed: the whole data state
-        self.saved_at = -1
         self.tokens = 0
         self.spans: dict[int, tuple[int, int]] = {}  # positions of the steps since the last log line
         self.last: dict[str, Any] = {}
         self.evaluated: dict[str, Any] = {}
-        opened = open_newest(run.checkpoints, world, log=print)
+        self.measured: dict[str, Any] = {}  # of the weights as they are now
+        opened = open_latest(config, run, world)
         self._build(opened)
         self._resume(opened)
 
@@ -140,7 +140,6 @@ class Training:
         if opened is not None:
             self.placement.load(opened.read)
             self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
-            self.saved_at = self.step
             batches = self.loader.batches
             if batches.total < self.position:
                 raise ConfigError(
@@ -148,6 +147,7 @@ class Training:
                 )
             # Also after an extension of a run whose last batch was short: what is left decides, not step × global batch.
             self.steps = self.step + batches.left(self.position)
+        self.saves = Saves(config, self.run, world, self._event, opened)
         events = self.run.events()
         self.meter = Meter(
             self.task.weights,
@@ -177,8 +177,8 @@ class Training:
             while self.step < self.steps:
                 if self.stop.should_stop(self.step + 1):
                     if not self._log():
-                        return Outcome.halted
-                    self._save()
+                        return self._halted()
+                    self._save(last=True)
                     self._event("stop", reason=self.stop.reason, **self.loader.passes(self.position))
                     return Outcome.stopped
                 profiler.at(self.step + 1)
@@ -195,15 +195,17 @@ class Training:
 
                 self._consume(step, norm, applied)
                 self.trackers.advance(self.step)
+                self.saves.tell()
                 saving = self._due(config.save_every)
                 # Nothing is saved that has not been looked at: a checkpoint behind a step that halts the run would hide it.
                 if (self._due(config.log_every) or saving) and not self._log():
-                    return Outcome.halted
+                    return self._halted()
                 for held_out in self.held_outs:
                     if held_out.every and self._due(held_out.every):
                         self._evaluate(held_out)
                 if saving:
                     self._save()
+            self.saves.wait()
         return Outcome.finished
 
     def _consume(self, step: Step, norm: torch.Tensor, applied: torch.Tensor) -> None:
@@ -212,6 +214,7 @@ class Training:
         self.position = step.stop
         self.spans[self.step] = (step.start, step.stop)
         self.tokens += step.tokens
+        self.measured = {}
         self.meter.close(self.step, norm, applied, step.tokens, step.samples)
         if self.config.tracking.ledger:  # type: ignore[attr-defined]
             folder = self.run / "ledger"
@@ -229,7 +232,8 @@ class Training:
         steps = self.meter.flush()
         if not steps:
             return True
-        self.last = steps[-1] | self.meter.speed()
+        self.last = steps[-1] | self.meter.speed() | self.saves.figures()
+        self.measured["loss"] = self.last["loss"]
         self.last["learning_rate"] = self.config.optim.lr * self.config.schedule.factor(self.step - 1, self.steps)  # type: ignore[attr-defined]
         self.trackers.log(self.step, {key: value for key, value in self.last.items() if key not in ("step", "applied")})
         dropped = [figures["step"] for figures in steps if not figures["applied"]]
@@ -248,30 +252,32 @@ class Training:
                 self.trackers.samples(self.step, samples(self.placement, self.corpus, self.config, self.world))
         held_out.evaluated_at = self.step
         self.evaluated |= figures
+        self.measured |= figures
         self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in figures.items()})
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """What is evaluated are the moving averages of the weights, where they are kept and asked for."""
         return self.placement.averaged() if self.config.optim.ema.shown else contextlib.nullcontext()
 
-    def _save(self) -> None:
-        """Write a checkpoint of what the loop has consumed so far, unless that is saved already."""
-        if self.saved_at == self.step:
-            return
+    def _save(self, last: bool = False) -> None:
+        """Write a checkpoint of what the loop has consumed so far, unless that is saved already. last: and wait until it is committed."""
         with self.meter.paused():
-            gc.collect()  # the same step on every rank
-            begun = time.perf_counter()
-            state = {"step": self.step, "position": self.position, "tokens": self.tokens}
-            path = save(self.run.checkpoints, self.step, self.placement, state, self.world)
-            if self.world.leads:
-                prune(self.run.checkpoints, self.config.checkpoint.keep, self.step)  # type: ignore[attr-defined]
-            self.saved_at = self.step
-            self._event("checkpoint", path=path.name, seconds=time.perf_counter() - begun)
+            self.saves.save(self.step, self._snapshot, last)
+
+    def _snapshot(self) -> Snapshot:
+        state = {"step": self.step, "position": self.position, "tokens": self.tokens}
+        return self.saves.snapshot(self.placement, state, self.measured)
+
+    def _halted(self) -> Outcome:
+        """What is being written is good: it was looked at before it was saved."""
+        self.saves.wait()
+        return Outcome.halted
 
     def _event(self, kind: str, **fields: Any) -> None:
         if self.world.leads:
-            self.run.event(kind, step=self.step, attempt=self.world.attempt, rank=self.world.rank, **fields)
-            self.trackers.event(kind, self.step, **fields)
+            step = fields.pop("step", self.step)
+            self.run.event(kind, step=step, attempt=self.world.attempt, rank=self.world.rank, **fields)
+            self.trackers.event(kind, step, **fields)
 
     # -- end ----------------------------------------------------------------------------------------------------------------------
 
@@ -280,13 +286,14 @@ class Training:
         for held_out in self.held_outs:
             if held_out.evaluated_at != self.step:
                 self._evaluate(held_out)
-        self._save()
+        self._save(last=True)
         saved = open_one(folder_of(self.run.checkpoints, self.step), self.world)
         if not self.world.leads:
             return
         export(self.run, saved, self.run / "model", Form(averages=self.config.optim.ema.shown))
         passes = self.loader.passes(self.position)
         self._event("finish", **passes)
+        stalls = [event.get("stall_seconds", 0.0) for event in self.run.events("checkpoint")]
         figures = summary.write(
             self.run.path,
             **(
@@ -294,7 +301,7 @@ class Training:
                 | self.task.baselines(self.corpus)
                 | passes
                 | {"samples": self.position, "loss": self.last.get("loss"), "digest": digest(self.config)}
-                | {"world_size": self.world.size, "strategy": self.config.strategy.name}
+                | {"world_size": self.world.size, "strategy": self.config.strategy.name, "checkpoint_stall_seconds": sum(stalls)}
             ),
         )
         self.trackers.finish(figures)

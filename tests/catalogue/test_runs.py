@@ -63,10 +63,10 @@ def shell(made, monkeypatch, capsys):
     """Type a command in the folder of the runs; what it printed."""
     monkeypatch.chdir(made)
 
-    def typed(*words: str) -> str:
-        code = main(["runs", *words])
+    def typed(*words: str, code: int = 0) -> str:
+        found = main(["runs", *words])
         out, err = capsys.readouterr()
-        assert code == 0, err
+        assert found == code, err
         return out
 
     return typed
@@ -193,6 +193,34 @@ def test_clean_removes_what_can_go_and_nothing_else(shell, made, tmp_path, monke
     assert (runs / "plain" / "model" / "config.json").exists()
     here = training(single(), runs / "stopped")
     assert here.step == 5
+
+
+def test_checkpoints_are_listed_with_what_they_are_kept_for(shell, made, tmp_path, monkeypatch):
+    shutil.copytree(made / "runs" / "plain", tmp_path / "runs" / "plain")
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "plain"
+    # As of a run that was told to keep more.
+    text = (run / "config.yaml").read_text()
+    told = {"keep: 3": "keep: 1", "keep_every: null": "keep_every: 4", "best: null": "best: eval_loss"}
+    for old, new in told.items():
+        assert old in text
+        text = text.replace(old, new)
+    (run / "config.yaml").write_text(text)
+    out = shell("checkpoints", "run=plain").splitlines()
+    assert out[0].split() == ["step", "age", "size", "strategy", "world", "loss", "state", "kept", "for"]
+    assert out[1].split()[4:6] == ["single", "1"] and "whole" in out[1] and "nothing: it goes with the next save" in out[1]
+    assert "every 4 steps" in out[2] and "newest" in out[3]
+    assert shell("checkpoints", "run=plain", "verify=true").count(" good ") == 3
+
+    shard = run / "checkpoints" / "step-0000004" / "rank-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    os.truncate(run / "checkpoints" / "step-0000006" / "rank-00000.safetensors", 40)
+    (run / "checkpoints" / "step-0000009").mkdir()
+    out = shell("checkpoints", "run=plain", "verify=true", code=1)
+    assert "does not have the checksum that it was written with, at byte 0" in out and "has 40 bytes" in out
+    assert "partial" in out and "no COMMIT" in out and "2 of 4 damaged" in out
 
 
 def test_a_log_longer_than_its_tail_still_gives_the_newest_evaluation(tmp_path):

@@ -17,29 +17,14 @@ import torch
 
 import trainer.checkpoint
 from tests import tiny
+from tests.checkpoint.fixed import ALONE, Fixed, value
 from tests.distributed import fork, run_distributed
 from trainer.checkpoint.boxes import whole
 from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, folder_of
 from trainer.checkpoint.opening import open_newest, open_one
-from trainer.checkpoint.pieces import Piece
-from trainer.checkpoint.store import committed, prune, save
-from trainer.distributed import World
-
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
-
-
-class Fixed:
-    """State that is not a model's: two tensors and a scalar."""
-
-    def __init__(self, value=1.0):
-        self.tensors = {"a.weight": torch.full((3, 5), value), "scale": torch.tensor(value)}
-
-    def pieces(self):
-        for name, tensor in self.tensors.items():
-            yield Piece(name, "parameter", tuple(tensor.shape), whole(tuple(tensor.shape)), tensor)
-
-    def scalars(self):
-        return {"optimizer_step": 3}
+from trainer.checkpoint.retention import prune
+from trainer.checkpoint.store import committed, save
+from trainer.settings import DefaultCheckpoint
 
 
 @pytest.fixture
@@ -47,10 +32,6 @@ def root(tmp_path):
     for step in (10, 20):
         save(tmp_path, step, Fixed(float(step)), {"position": 7 * step}, ALONE)
     return tmp_path
-
-
-def value(opened):
-    return opened.read("a.weight", "parameter", (3, 5), whole((3, 5)))[0, 0].item()
 
 
 def forge(folder, change):
@@ -83,14 +64,14 @@ def names(root):
 def test_prune_keeps_the_newest(root):
     (root / ".step-0000030.partial").mkdir()
     (root / "step-0000005").mkdir()  # never committed
-    prune(root, 1, 20)
+    prune(root, DefaultCheckpoint(keep=1), 20)
     assert names(root) == ["step-0000020"]
 
 
 def test_f10_prune_after_a_fall_back_keeps_the_good_one(root):
     """20 was passed over as damaged; the run went on from 10 and saved 15: the newest good one, whatever lies above it."""
     save(root, 15, Fixed(15.0), {}, ALONE)
-    prune(root, 1, 15)
+    prune(root, DefaultCheckpoint(keep=1), 15)
     assert names(root) == ["step-0000015"]
 
 
@@ -226,7 +207,7 @@ def test_s01_a_pickle_is_never_executed(root, tmp_path, monkeypatch):
     shard.write_bytes(pickle.dumps(Exploit()))
 
     def agree(manifest):
-        manifest["files"][0].update(bytes=shard.stat().st_size, sha256=hashlib.sha256(shard.read_bytes()).hexdigest())
+        manifest["files"][0].update(bytes=shard.stat().st_size, blocks=[hashlib.sha256(shard.read_bytes()).hexdigest()])
 
     forge(folder, agree)
     opened = open_one(folder, ALONE)

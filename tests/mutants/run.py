@@ -3,7 +3,7 @@
     make mutants
     .venv/bin/python tests/mutants/run.py c01 c16        (these rows only)
 
-Each patch cNN-*.patch in this folder reintroduces the bug of a row. It is applied to a copy of the tree, and the tests whose name carries
+Each patch ROW-*.patch in this folder reintroduces the bug of a row. It is applied to a copy of the tree, and the tests whose name carries
 the row's id are run there. Exit code 0: without patches those tests pass, with each patch they fail, and every row has a patch.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
-ROWS = tuple(f"c{number:02d}" for number in range(1, 21) if number != 9)
+ROWS = (*(f"c{number:02d}" for number in range(1, 21) if number != 9), "f01", "f08", "f09", "f10", "f11", "f12", "s01", "s02", "b08")
 TIMEOUT_SECONDS = 600
 
 

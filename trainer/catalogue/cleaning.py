@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.catalogue.checkpoints import rules
 from trainer.catalogue.entries import Entry
 from trainer.checkpoint.files import COMMIT, remove, step_of
+from trainer.checkpoint.retention import held, started_from
 from trainer.checkpoint.store import committed, folders
 from trainer.choices import ConfigError
-from trainer.run import checkpoint_of
 
 # Files and folders that are written aside under a hidden name with a number of their writer, and renamed when they are whole.
 _ASIDE = re.compile(r"\..+\.(\d+|old)")
@@ -37,16 +38,17 @@ def leftovers(runs: Iterable[Entry], keep: int, every: Iterable[Entry]) -> list[
 
     keep: newest checkpoints that a finished run keeps. every: all runs there are; a checkpoint that one of them still starts from stays.
     """
-    wanted = _started_from(every)
-    return [left for entry in runs if entry.state != "running" for left in _of(entry, entry.state == "finished", keep, wanted)]
+    starts = started_from(each.run.path for each in every)
+    return [left for entry in runs if entry.state != "running" for left in _of(entry, entry.state == "finished", keep, starts)]
 
 
-def _of(entry: Entry, finished: bool, keep: int, wanted: set[Path]) -> list[Leftover]:
+def _of(entry: Entry, finished: bool, keep: int, starts: dict[Path, str]) -> list[Leftover]:
     root = entry.run.checkpoints
     whole = committed(root)
     found = []
     if finished:
-        found += [(folder, "checkpoint of a finished run") for _, folder in whole[: max(0, len(whole) - keep)] if folder not in wanted]
+        older = held(root, rules(entry), starts)[: max(0, len(whole) - keep)]
+        found += [(each.folder, "checkpoint of a finished run") for each in older if not each.promised]
     # A resume may still want an older checkpoint than the newest: of a run that is not finished, none goes.
     known = {folder for _, folder in whole}
     found += [(folder, "checkpoint without COMMIT: never whole") for _, folder in folders(root) if not (folder / COMMIT).is_file()]
@@ -58,19 +60,6 @@ def _of(entry: Entry, finished: bool, keep: int, wanted: set[Path]) -> list[Left
     return [Leftover(entry, path, why, size_of(path)) for path, why in found]
 
 
-def _started_from(entries: Iterable[Entry]) -> set[Path]:
-    """Checkpoints that a run which has not finished took its first weights from: killed before its first save, it reads them again."""
-    found = set()
-    for entry in entries:
-        source = entry.config.get("init.run")
-        if source and entry.state != "finished":
-            try:
-                found.add(checkpoint_of(str(source)))
-            except ConfigError:
-                continue
-    return found
-
-
 def delete(left: list[Leftover], keep: int, every: Iterable[Entry]) -> tuple[int, list[str]]:
     """Remove what is still removable when its run is held. Returns the bytes freed, and what was left alone and why."""
     freed, spared = 0, []
@@ -80,7 +69,9 @@ def delete(left: list[Leftover], keep: int, every: Iterable[Entry]) -> tuple[int
         try:
             with entry.run.locked():
                 # Looked at anew: it may have gone on, and ended, since the first look.
-                still = {each.path for each in _of(entry, entry.run.summary is not None, keep, _started_from(every))}
+                still = {
+                    each.path for each in _of(entry, entry.run.summary is not None, keep, started_from(each.run.path for each in every))
+                }
                 for each in mine:
                     if each.path in still:
                         _remove(each.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from trainer.tracking.figures import shown, size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from trainer.catalogue.checkpoints import Line
     from trainer.catalogue.cleaning import Leftover
 
 _COLUMNS = ("name", "state", "steps", "loss", "eval_loss")
@@ -97,6 +99,27 @@ def removable(left: list[Leftover]) -> Table:
     table.add_column("size", justify="right")
     for each in left:
         table.add_row(escape(each.run.label), escape(str(each.path.relative_to(each.run.run.path))), each.why, size(each.size))
+    return table
+
+
+def checkpoints(lines: list[Line]) -> Table:
+    """A line a checkpoint, and the held-out figures of its weights."""
+    figures = list(dict.fromkeys(key for line in lines for key in line.metrics))
+    # What was measured on the weights tells more than the loss of one step; without it that is all there is.
+    figures = [key for key in figures if key.startswith("eval_")][:_MEASURES] or figures[:1]
+    table = _table()
+    for head in ("step", "age", "size", "strategy", "world", *figures, "state", "kept for"):
+        table.add_column(
+            head, justify="right" if head in ("step", "age", "size", "world", *figures) else "left", no_wrap=head != "kept for"
+        )
+    for line in lines:
+        facts = line.about
+        since = age(time.time() - facts["time"]) if isinstance(facts.get("time"), (int, float)) else ""
+        place = [size(facts["bytes"]) if "bytes" in facts else "", *(str(facts.get(key, "")) for key in ("strategy", "world_size"))]
+        measured = [shown(key, line.metrics[key]) if key in line.metrics else "" for key in figures]
+        style = {"damaged": "red", "partial": "yellow", "good": "green"}.get(line.state)
+        state = f"[{style}]{line.state}[/]" if style else line.state
+        table.add_row(f"{line.step:,}", since, *place, *measured, state, escape(line.why or line.kept))
     return table
 
 

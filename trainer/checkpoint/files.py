@@ -19,8 +19,17 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; says which file, what is wrong with it, and what can be done."""
 
 
+class DiskFullError(CheckpointError):
+    """A checkpoint that could not be written because there was no room for it."""
+
+
 def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:07d}"
+
+
+def shard_of(rank: int) -> str:
+    """The name of a rank's shard."""
+    return f"rank-{rank:05d}.safetensors"
 
 
 def step_of(folder: Path) -> int | None:
@@ -36,11 +45,16 @@ def sha256(path: Path) -> str:
 
 def regular(folder: Path, name: str) -> Path:
     """A shard of this folder by the name that an index gives. Raises CheckpointError for anything but a plain file of the folder (S02)."""
+    require_shard(folder, name)
+    return plain(folder / name)
+
+
+def require_shard(folder: object, name: str) -> None:
+    """Raise CheckpointError for a name that could lead out of the folder, or to something else than a shard."""
     if not _SHARD.fullmatch(name):
         raise CheckpointError(
             f"{folder}: the manifest names the file {name!r}; allowed: rank-00000.safetensors and so on, in the folder itself"
         )
-    return plain(folder / name)
 
 
 def plain(path: Path) -> Path:

@@ -9,16 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.checkpoint.boxes import Box, Shape, inside, intersection
-from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, plain, regular, sha256
+from trainer.checkpoint.boxes import Shape
+from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, plain, require_shard
+from trainer.checkpoint.reading import Reader
+from trainer.checkpoint.remote import Fetched, cache_of
+from trainer.checkpoint.shards import verify, verify_sizes
 from trainer.checkpoint.store import FORMAT, folders
-from trainer.choices import nearest
+from trainer.environment import cores
 from trainer.exchange import exchange
 
 if TYPE_CHECKING:
-    import torch
-
+    from trainer.checkpoint.remote import Remote
     from trainer.distributed import World
+
+
+# Manifest, what COMMIT tells, and a complaint where there is no manifest.
+Checked = tuple[dict[str, Any] | None, dict[str, Any], str]
 
 
 @dataclass
@@ -29,27 +35,34 @@ class Opened:
     step: int
     state: dict[str, Any]
     read: Reader
+    about: dict[str, Any]
     problems: list[str] = field(default_factory=list)
 
 
-def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda line: None) -> Opened | None:
-    """The newest whole checkpoint below root, the same on all ranks; None where there is none at all.
+def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda line: None, remote: Remote | None = None) -> Opened | None:
+    """The newest whole checkpoint below root, or in the other place, the same on all ranks; None where there is none at all.
 
     log: told of each checkpoint that is passed over, on rank 0. Raises CheckpointError where some were committed, but none is whole: to
     begin anew silently would lose them.
     """
-    found = [(str(folder), (folder / COMMIT).exists()) for _, folder in folders(root)] if world.leads else None
+    found = _candidates(root, remote, log) if world.leads else []
     found = json.loads(exchange(world, "checkpoint/list", json.dumps(found))[0])
     problems: list[str] = []
-    for folder in (Path(name) for name, _ in reversed(found)):
-        manifest, complaint = _verified(folder, world)
+    for step, name, _ in found:
+        folder = Path(name) if name else cache_of(root, step)
+        if name:
+            manifest, facts, complaint = _verified(folder, world)
+        else:
+            assert remote is not None
+            manifest, facts, complaint = _verified_there(remote, step, world)
         if manifest is not None:
-            reader = Reader(folder, manifest)
+            fetched = None if name or remote is None else Fetched(remote, step, folder, manifest["files"])
+            path = folder if name or remote is None else Path(remote.place(step))
             if problems and world.leads:
-                log(f"going on from {folder}; passed over: {'; '.join(problems)}")
-            return Opened(folder, manifest["step"], manifest["state"], reader, problems)
+                log(f"going on from {path}; passed over: {'; '.join(problems)}")
+            return Opened(path, manifest["step"], manifest["state"], Reader(folder, manifest, fetched), facts, problems)
         problems.append(complaint)
-    if problems and not any(was_committed for _, was_committed in found):
+    if problems and not any(was_committed for *_, was_committed in found):
         if world.leads:
             log(f"no checkpoint in {root} yet; passed over: {'; '.join(problems)}")
         return None
@@ -60,12 +73,23 @@ def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda li
     return None
 
 
+def _candidates(root: Path, remote: Remote | None, log: Callable[[str], None]) -> list[tuple[int, str, bool]]:
+    """(step, folder here or "" for there, whether it is committed), newest first; of a step that is in both places the one here first."""
+    found = [(step, str(folder), (folder / COMMIT).exists()) for step, folder in folders(root)]
+    if remote is not None:
+        try:
+            found += [(each.step, "", True) for each in remote.committed()]
+        except Exception as error:  # each protocol has errors of its own
+            log(f"{remote.url} cannot be read ({type(error).__name__}: {error}); only checkpoints in {root} are looked at")
+    return sorted(found, key=lambda each: (each[0], bool(each[1])), reverse=True)
+
+
 def open_one(folder: Path, world: World) -> Opened:
     """One checkpoint, verified. Raises CheckpointError saying what is missing or damaged."""
-    manifest, complaint = _verified(folder, world)
+    manifest, facts, complaint = _verified(folder, world)
     if manifest is None:
         raise CheckpointError(complaint)
-    return Opened(folder, manifest["step"], manifest["state"], Reader(folder, manifest))
+    return Opened(folder, manifest["step"], manifest["state"], Reader(folder, manifest), facts)
 
 
 def shapes_in(folder: Path) -> dict[str, Shape]:
@@ -73,97 +97,78 @@ def shapes_in(folder: Path) -> dict[str, Shape]:
     return {piece["name"]: tuple(piece["shape"]) for piece in _manifest(folder)["pieces"] if piece["kind"] == "parameter"}
 
 
-def _verified(folder: Path, world: World) -> tuple[dict[str, Any] | None, str]:
-    """The manifest where everything is as it was written, else why not; agreed on by all ranks, which share the checksums out."""
-    manifest, complaint = None, ""
+def complaint(folder: Path, checksums: bool) -> str:
+    """What is wrong with a checkpoint; nothing where it is whole. checksums: read all of it, instead of looking at sizes alone."""
     try:
-        manifest = _manifest(folder)
+        files = _manifest(folder)["files"]
+        (verify if checksums else verify_sizes)(folder, files)
+    except CheckpointError as error:
+        return str(error)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{folder} is not a checkpoint of ours: {type(error).__name__}: {error}"
+    return ""
+
+
+def _verified(folder: Path, world: World) -> Checked:
+    """A checkpoint here: all of it is as it was written; the ranks share the checksums out."""
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+        manifest, facts = _read(folder)
+        verify(folder, manifest["files"], world.rank, world.size, threads=max(1, cores() // world.local_size))
+        return manifest, facts
+
+    return _agreed(folder, read, world)
+
+
+def _verified_there(remote: Remote, step: int, world: World) -> Checked:
+    """A checkpoint there: the manifest is as it was written, and every file has its size. Blocks are summed when they are fetched."""
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+        manifest, facts = _parsed(remote.place(step), remote.text(step, COMMIT), remote.text(step, MANIFEST))
         for shard in manifest["files"][world.rank :: world.size]:
-            _verify_shard(folder, shard)
+            size = remote.size(step, shard["file"])
+            if size != shard["bytes"]:
+                raise CheckpointError(f"{remote.place(step, shard['file'])} has {size:,} bytes, {shard['bytes']:,} were written")
+        return manifest, facts
+
+    return _agreed(remote.place(step), read, world)
+
+
+def _agreed(folder: object, read: Callable[[], tuple[dict[str, Any], dict[str, Any]]], world: World) -> Checked:
+    """Manifest and what COMMIT tells where everything is as it was written, else why not; agreed on by all ranks."""
+    found, complaint = None, ""
+    try:
+        found = read()
     except CheckpointError as error:
         complaint = str(error)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever is in a damaged file, and whatever a protocol's library raises
         complaint = f"{folder} is not a checkpoint of ours: {type(error).__name__}: {error}"
     complaints = [word for word in exchange(world, "checkpoint/verify", complaint) if word]
-    return (None, complaints[0]) if complaints else (manifest, "")
+    return (None, {}, complaints[0]) if complaints or found is None else (*found, "")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (folder / COMMIT).exists():
         raise CheckpointError(f"{folder} has no {COMMIT}: it was not written to the end")
-    commit = json.loads(plain(folder / COMMIT).read_text())
-    text = plain(folder / MANIFEST).read_bytes()
-    if hashlib.sha256(text).hexdigest() != commit["manifest_sha256"]:
-        raise CheckpointError(f"{folder / MANIFEST} does not have the checksum that {COMMIT} gives")
+    return _parsed(folder, plain(folder / COMMIT).read_bytes(), plain(folder / MANIFEST).read_bytes())
+
+
+def _parsed(folder: object, commit: bytes, text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Manifest, and what COMMIT tells of it. Raises CheckpointError where the two do not fit, or a name leads elsewhere (S02)."""
+    facts = json.loads(commit)
+    if hashlib.sha256(text).hexdigest() != facts["manifest_sha256"]:
+        raise CheckpointError(f"{folder}/{MANIFEST} does not have the checksum that {COMMIT} gives")
     manifest: dict[str, Any] = json.loads(text)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{folder} has format {manifest.get('format')!r}; this version reads {FORMAT}")
     names = {shard["file"] for shard in manifest["files"]}
     foreign = {piece["file"] for piece in manifest["pieces"]} - names
     for name in sorted(names | foreign):
-        regular(folder, name)
+        require_shard(folder, name)
     if foreign:
         raise CheckpointError(f"{folder}: {sorted(foreign)[0]} holds pieces, but the manifest gives no checksum for it")
-    return manifest
-
-
-def _verify_shard(folder: Path, shard: dict[str, Any]) -> None:
-    path = regular(folder, shard["file"])
-    size = path.stat().st_size
-    if size != shard["bytes"]:
-        raise CheckpointError(f"{path} has {size:,} bytes, {shard['bytes']:,} were written")
-    if sha256(path) != shard["sha256"]:
-        raise CheckpointError(f"{path} does not have the checksum that it was written with")
-
-
-class Reader:
-    """A verified checkpoint as one mapping from (name, kind, box) to values; whichever ranks wrote them."""
-
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
-        self.folder = folder
-        self.scalars: dict[str, int] = manifest["scalars"]
-        # By name and kind: a factored moment is smaller than its parameter.
-        self.shapes: dict[tuple[str, str], Shape] = {}
-        self._pieces: dict[tuple[str, str], list[tuple[Box, str, str, str]]] = {}
-        self._files: dict[str, Any] = {}
-        for piece in manifest["pieces"]:
-            box = Box(tuple(piece["offset"]), tuple(piece["lengths"]))
-            self.shapes[piece["name"], piece["kind"]] = tuple(piece["shape"])
-            self._pieces.setdefault((piece["name"], piece["kind"]), []).append((box, piece["file"], piece["key"], piece["dtype"]))
-
-    def __call__(self, name: str, kind: str, shape: Shape, box: Box) -> torch.Tensor:
-        """Values of a box, on the CPU. Raises CheckpointError where the checkpoint does not hold them."""
-        import torch
-
-        pieces = self._pieces.get((name, kind))
-        if pieces is None:
-            raise CheckpointError(f"{self.folder} holds no {kind} of {name}{self._instead(name)}; it is of another model or optimizer")
-        if self.shapes[name, kind] != tuple(shape):
-            raise CheckpointError(f"{self.folder}: {name} has shape {self.shapes[name, kind]}, the model's has {tuple(shape)}")
-        if not inside(box, shape):
-            raise ValueError(f"{box} is not within {name} of shape {shape}")
-        out = torch.empty(box.lengths, dtype=getattr(torch, pieces[0][3]))
-        filled = 0
-        for held, file, key, _ in pieces:
-            common = intersection(held, box)
-            if common is not None:
-                out[common.slices(box.offset)] = self._values(file, key, held, common)
-                filled += common.size
-        if filled != box.size:
-            raise CheckpointError(f"{self.folder}: {filled} of {box.size} values of {name} ({kind}) at {box} are there")
-        return out
-
-    def _values(self, file: str, key: str, held: Box, wanted: Box) -> torch.Tensor:
-        from safetensors import safe_open
-
-        if file not in self._files:
-            self._files[file] = safe_open(regular(self.folder, file), framework="pt", device="cpu")
-        opened = self._files[file]
-        if not held.lengths:
-            return opened.get_tensor(key)
-        # Memory-mapped: only what is wanted is read.
-        return opened.get_slice(key)[wanted.slices(held.offset)]
-
-    def _instead(self, name: str) -> str:
-        kinds = sorted(kind for known, kind in self._pieces if known == name)
-        return f" (of it: {', '.join(kinds)})" if kinds else nearest(name, {known for known, _ in self.shapes})
+    return manifest, facts.get("about", {})

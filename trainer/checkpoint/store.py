@@ -1,23 +1,28 @@
-"""Saving: every rank writes its pieces, rank 0 the manifest, and COMMIT last. Which checkpoints there are, and which are kept.
+"""Saving: every rank writes its pieces, rank 0 the manifest, and COMMIT last. Which checkpoints there are.
 
     checkpoints/step-0000100/  rank-00000.safetensors …  manifest.json  COMMIT
 
-The manifest lists every piece (name, kind, shape, box, file, key), each file's bytes and SHA-256, scalars, and the state of the loop.
-COMMIT holds the manifest's own SHA-256. A folder without it is no checkpoint. It is written aside too, so that a folder shows up whole;
-a save that was killed between COMMIT and the last rename counts, and the next one finishes it.
+The manifest lists every piece (name, kind, shape, box, file, key), each file's bytes and the SHA-256 of its blocks, scalars, and the state
+of the loop. COMMIT holds the manifest's own SHA-256, and what `trainer runs checkpoints` tells. A folder without it is no checkpoint. It is
+written aside too, so that a folder shows up whole; a save that was killed between COMMIT and the last rename counts, and the next one
+finishes it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.atomic import flush, write_json
+from trainer.checkpoint import shards
 from trainer.checkpoint.boxes import Box, untiled
-from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, folder_of, remove, sha256, step_of
+from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, DiskFullError, folder_of, remove, sha256, shard_of, step_of
 from trainer.exchange import exchange
 
 if TYPE_CHECKING:
@@ -25,74 +30,118 @@ if TYPE_CHECKING:
     from trainer.distributed import World
     from trainer.strategies import Placement
 
-FORMAT = 1
+FORMAT = 2
+# No room on the device, or within the quota.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Beside a rank's values: the header of its shard, its part of the manifest.
+_MARGIN = 1 << 16
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank saves. pieces: their values stay as they are until they are written.
+
+    scalars: of the placement. state: what else the loop needs. about: what a person wants to know of the checkpoint; nothing is computed
+    from it. All three JSON-like, and the same on all ranks.
+    """
+
+    step: int
+    pieces: list[Piece]
+    scalars: dict[str, int]
+    state: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that is committed. bytes: of all shards."""
+
+    step: int
+    path: Path
+    bytes: int
+
+
+def snapshot(step: int, placement: Placement, state: dict[str, Any], about: dict[str, Any] | None = None) -> Snapshot:
+    """This rank's part of a checkpoint, sharing memory with the state."""
+    return Snapshot(step, list(placement.pieces()), placement.scalars(), state, about or {})
 
 
 def save(root: Path, step: int, placement: Placement, state: dict[str, Any], world: World) -> Path:
     """Write a checkpoint, called by all ranks; returns when it is committed. state: what else the loop needs, JSON-like.
 
-    Raises CheckpointError on every rank when one of them fails (a full disk); older checkpoints are untouched.
+    Raises CheckpointError on every rank when one of them fails (DiskFullError: for want of room); older checkpoints are untouched.
     """
-    final = folder_of(root, step)
+    return write(root, snapshot(step, placement, state), world).path
+
+
+def write(root: Path, taken: Snapshot, world: World) -> Written:
+    """The same for a snapshot. Touches no device and no process group, so that it can run beside the loop, with a store of its own."""
+    final = folder_of(root, taken.step)
     aside = root / f".{final.name}.partial"
-    _agreed(world, "checkpoint/begin", lambda: _begin(root, aside) if world.leads else None)
-    entries = _agreed(world, "checkpoint/write", lambda: _write_shard(aside, world.rank, placement.pieces()))
-    _agreed(world, "checkpoint/commit", lambda: _commit(aside, final, step, entries, placement.scalars(), state) if world.leads else None)
-    return final
+    try:
+        needed = sum(agreed(world, "checkpoint/size", lambda: shards.bytes_of(taken.pieces) + _MARGIN))
+        agreed(world, "checkpoint/begin", lambda: _begin(root, aside, needed) if world.leads else None)
+        entries = agreed(world, "checkpoint/write", lambda: _write_shard(aside, world.rank, taken.pieces))
+        agreed(world, "checkpoint/commit", lambda: _commit(aside, final, taken, entries) if world.leads else None)
+    except CheckpointError:
+        # All ranks have stopped writing. Once committed it counts, whatever failed after that.
+        if world.leads and not (aside / COMMIT).exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return Written(taken.step, final, sum(entry["bytes"] for entry in entries))
 
 
-def _agreed(world: World, topic: str, act: Callable[[], Any]) -> list[Any]:
+def agreed(world: World, topic: str, act: Callable[[], Any], failure: str = "the checkpoint was not written") -> list[Any]:
     """Every rank's result of one phase, by rank; where one of them failed, CheckpointError on all."""
     error = None
     try:
         word = {"done": act()}
     except Exception as caught:  # whatever it was, the others must hear of it
         error = caught
-        word = {"failed": f"{type(caught).__name__}: {caught}"}
+        word = {"failed": f"{type(caught).__name__}: {caught}", "full": isinstance(caught, OSError) and caught.errno in _FULL}
     words = [json.loads(text) for text in exchange(world, topic, json.dumps(word))]
-    failures = [f"rank {rank}: {word['failed']}" for rank, word in enumerate(words) if "failed" in word]
-    if failures:
-        raise CheckpointError("the checkpoint was not written; " + "; ".join(failures)) from error
+    failed = {rank: word for rank, word in enumerate(words) if "failed" in word}
+    if failed:
+        kind = DiskFullError if any(word["full"] for word in failed.values()) else CheckpointError
+        told = "; ".join(f"rank {rank}: {word['failed']}" for rank, word in failed.items())
+        raise kind(f"{failure}; {told}") from error
     return [word["done"] for word in words]
 
 
-def _begin(root: Path, aside: Path) -> None:
-    _finish_interrupted(root)
+def _begin(root: Path, aside: Path, needed: int) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    finish_interrupted(root)
     shutil.rmtree(aside, ignore_errors=True)  # left by a save that was killed
-    aside.mkdir(parents=True)
+    disk = os.statvfs(root)
+    free = disk.f_bavail * disk.f_frsize
+    if needed > free:
+        # Told before a gigabyte is written in vain; what a quota leaves is known only by trying.
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed, {free:,} are free", str(root))
+    aside.mkdir()
 
 
-def _write_shard(aside: Path, rank: int, pieces: Iterable[Piece]) -> dict[str, Any]:
-    """Write one rank's pieces and their index; the shard's entry in the manifest."""
-    from safetensors.torch import save_file
-
-    name = f"rank-{rank:05d}"
-    tensors, index = {}, []
-    for number, piece in enumerate(pieces):
-        key = f"{number:06d}"
-        # A clone: what lies on a CPU would otherwise be a view of a larger buffer, which safetensors refuses.
-        tensors[key] = piece.tensor.detach().cpu().contiguous().clone()
-        place = {"shape": piece.shape, "offset": piece.box.offset, "lengths": piece.box.lengths}
-        dtype = str(piece.tensor.dtype).removeprefix("torch.")
-        index.append({"name": piece.name, "kind": piece.kind, **place, "dtype": dtype, "key": key})
-    path = aside / f"{name}.safetensors"
-    save_file(tensors, path)
-    flush(path)
+def _write_shard(aside: Path, rank: int, pieces: list[Piece]) -> dict[str, Any]:
+    """Write one rank's pieces and their index; the shard's entry in the manifest but for its checksums."""
+    path = aside / shard_of(rank)
+    index = shards.write(path, pieces)
     # Too long for the store when there are many tensors: rank 0 reads it here.
-    write_json(aside / f"{name}.json", index)
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    write_json(path.with_suffix(".json"), index)
+    return {"file": path.name, "bytes": index["bytes"]}
 
 
-def _commit(aside: Path, final: Path, step: int, shards: list[dict[str, Any]], scalars: dict[str, int], state: dict[str, Any]) -> None:
-    pieces = []
-    for shard in shards:
-        index = (aside / shard["file"]).with_suffix(".json")
-        pieces += [{**entry, "file": shard["file"]} for entry in json.loads(index.read_text())]
-        index.unlink()
+def _commit(aside: Path, final: Path, taken: Snapshot, entries: list[dict[str, Any]]) -> None:
+    files, pieces = [], []
+    for entry in entries:
+        path = (aside / entry["file"]).with_suffix(".json")
+        index = json.loads(path.read_text())
+        files.append({**entry, "blocks": index["blocks"]})
+        pieces += [{**piece, "file": entry["file"]} for piece in index["pieces"]]
+        path.unlink()
     _require_tiling(pieces)
-    manifest = {"format": FORMAT, "step": step, "scalars": scalars, "state": state, "files": shards, "pieces": pieces}
+    manifest = {"format": FORMAT, "step": taken.step, "scalars": taken.scalars, "state": taken.state, "files": files, "pieces": pieces}
     write_json(aside / MANIFEST, manifest)
-    write_json(aside / COMMIT, {"manifest_sha256": sha256(aside / MANIFEST)})
+    size = sum(entry["bytes"] for entry in entries)
+    write_json(aside / COMMIT, {"manifest_sha256": sha256(aside / MANIFEST), "about": {**taken.about, "bytes": size}})
     _show(aside, final)
 
 
@@ -103,7 +152,8 @@ def _show(aside: Path, final: Path) -> None:
     flush(final.parent)
 
 
-def _finish_interrupted(root: Path) -> None:
+def finish_interrupted(root: Path) -> None:
+    """Name what a killed save has committed; outside of a save."""
     for step, folder in committed(root):
         if folder != folder_of(root, step):
             _show(folder, folder_of(root, step))
@@ -137,17 +187,3 @@ def folders(root: Path) -> list[tuple[int, Path]]:
         if step is not None:
             found.setdefault(step, aside.parent)
     return sorted(found.items())
-
-
-def prune(root: Path, keep: int, newest: int) -> None:
-    """Keep the newest committed checkpoints up to step `newest`, which was saved last; called by one rank, outside of a save.
-
-    Those above it were passed over as damaged: they neither count nor stay. What killed saves have left goes too.
-    """
-    _finish_interrupted(root)
-    kept = [folder for step, folder in committed(root) if step <= newest][-keep:]
-    for _, folder in folders(root):
-        if folder not in kept:
-            remove(folder)
-    for left in root.glob(".step-*"):
-        shutil.rmtree(left, ignore_errors=True)

@@ -20,7 +20,7 @@ from trainer.choices import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from trainer.checkpoint.opening import Reader
+    from trainer.checkpoint.reading import Reader
 
 # Where transformers begins a new file, too.
 FILE_BYTES = 50 * 10**9

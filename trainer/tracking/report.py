@@ -238,7 +238,7 @@ def relative(path: Path) -> str:
         return str(path)
 
 
-_GOOD, _BAD = ("finish", "checkpoint"), ("nan", "restart", "failure", "give_up", "killed", "fallback", "halt")
+_GOOD, _BAD = ("finish", "checkpoint"), ("nan", "restart", "failure", "give_up", "killed", "fallback", "halt", "disk_full", "upload_failed")
 
 
 def _event(event: dict[str, Any], first: float | None) -> dict[str, Any]:

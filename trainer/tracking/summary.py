@@ -18,7 +18,7 @@ KEYS = ("steps", "tokens", "loss", "eval_loss", "bits_per_byte", "gzip_bits_per_
 
 # Figures of one log line, which mean nothing at the end.
 _OF_AN_INTERVAL = {"step", "applied", "learning_rate", "grad_norm", "samples_per_second", "data_wait", "memory_bytes", "interval_steps",
-                   "interval_seconds", "interval_dropped"}  # fmt: skip
+                   "interval_seconds", "interval_dropped", "checkpoint_background_seconds"}  # fmt: skip
 
 
 def write(run_dir: Path, **figures: Any) -> dict[str, Any]:

@@ -35,7 +35,8 @@ FINISH_SECONDS = 20.0
 _DEFAULT_HOST = "https://api.wandb.ai"
 _END, _ARTIFACT = "end", "artifact"
 # Events that are worth a message to a person.
-_ALERTS = {"halt": "halted", "nan": "a step was not finite", "restart": "restarted", "fallback": "a damaged checkpoint was passed over"}
+_ALERTS = {"halt": "halted", "nan": "a step was not finite", "restart": "restarted", "fallback": "a damaged checkpoint was passed over",
+           "disk_full": "there was no room for a checkpoint", "upload_failed": "a checkpoint was not uploaded"}  # fmt: skip
 _NO_NAME = re.compile(r"[^\w.-]+")
 
 

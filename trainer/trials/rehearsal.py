@@ -136,7 +136,7 @@ def _plans(alone: RunDir, kills: int, seed: int) -> list[Plan]:
     """Kills that fit the steps and the saves of this run."""
     lines = [line for line in jsonl.read(alone / jsonl.METRICS) if line.get("interval_seconds")]
     step_seconds = median(line["interval_seconds"] / line["interval_steps"] for line in lines)
-    saves = [event["seconds"] for event in alone.events("checkpoint")]
+    saves = [event["stall_seconds"] + event["background_seconds"] for event in alone.events("checkpoint")]
     steps = max(samples(alone))
     return plans(kills, steps, steps // len(saves), seed, step_seconds, median(saves))
 

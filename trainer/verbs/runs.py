@@ -1,7 +1,8 @@
-"""`trainer runs`: the runs there are; `trainer runs diff a b`: how two differ; `trainer runs clean`: remove what can go.
+"""`trainer runs`: the runs there are; `diff a b`: how two differ; `checkpoints`: what one has saved; `clean`: remove what can go.
 
 trainer runs 'loss<2' strategy=ddp name=quick*
 trainer runs diff quickstart wide
+trainer runs checkpoints run=quickstart verify=true
 trainer runs clean name=quick* keep=1 yes=true
 """
 
@@ -18,9 +19,9 @@ from trainer.options import option, parse, usage
 if TYPE_CHECKING:
     from trainer.catalogue.conditions import Condition
 
-SUMMARY = "list runs, compare two of them (diff), remove what can go (clean)"
+SUMMARY = "list runs, compare two of them (diff), check what one has saved (checkpoints), remove what can go (clean)"
 
-WORDS = ("diff", "clean")
+WORDS = ("diff", "checkpoints", "clean")
 
 _GRAMMAR = """  CONDITION    KEY = != < <= > >= VALUE, quoted for the shell: 'loss<2' strategy=ddp name=quick* 'optim.lr>=1e-3' 'age<2d'"""
 _DIFF = """usage: trainer runs diff RUN RUN [root=…]
@@ -52,10 +53,21 @@ class CleanOptions(Options):
             raise ConfigError(f"keep: {self.keep}; at least 0")
 
 
+@dataclass
+class CheckpointsOptions:
+    """What `runs checkpoints` takes."""
+
+    run: str = option(help="a run directory, or a run's name below root")
+    verify: bool = option(False, help="read every file and compare its checksums; exit code 1 where one is damaged")
+    root: str = option("runs", help="folder of the runs")
+
+
 def run(words: list[str]) -> int:
-    """List, compare or clean. Raises ConfigError for words that are none of its own."""
+    """List, compare, check or clean. Raises ConfigError for words that are none of its own."""
     if words[:1] == ["diff"]:
         return _diff(words[1:])
+    if words[:1] == ["checkpoints"]:
+        return _checkpoints(words[1:])
     if words[:1] == ["clean"]:
         return _clean(words[1:])
     asked = _asked(words, Options, "runs")
@@ -80,7 +92,8 @@ def _asked(words: list[str], kind: type[Any], verb: str) -> tuple[Any, list[Cond
     if {"-h", "--help"} & set(words):
         print(usage(kind, verb).replace(verb, f"{verb} [CONDITION …]", 1), _GRAMMAR, sep="\n")
         if verb == "runs":
-            print(f"\nalso:\n{_DIFF}\nusage: trainer runs clean [CONDITION …] [keep=…] [yes=true]")
+            print(f"\nalso:\n{_DIFF}\nusage: trainer runs checkpoints run=… [verify=true] [root=…]")
+            print("usage: trainer runs clean [CONDITION …] [keep=…] [yes=true]")
         return None
     from trainer.catalogue.conditions import condition
 
@@ -120,6 +133,29 @@ def _diff(words: list[str]) -> int:
     console.print(f"[bold]training loss[/]: {comparison.told}", soft_wrap=True)
     console.print(f"[bold]picture[/]: {relative(picture(comparison))}", soft_wrap=True)
     return 0
+
+
+def _checkpoints(words: list[str]) -> int:
+    """Show what a run has saved, and whether it is whole."""
+    options = parse(words, CheckpointsOptions, "runs checkpoints")
+    if options is None:
+        return 0
+    from trainer.catalogue import tables
+    from trainer.catalogue.checkpoints import checkpoints
+    from trainer.catalogue.entries import entries, named
+
+    root = Path(options.root)
+    entry = named(options.run, root)
+    console = tables.console()
+    lines = checkpoints(entry, entries(root) if root.is_dir() else [], options.verify)
+    if not lines:
+        console.print(f"no checkpoint in {entry.run.checkpoints}", markup=False)
+        return 0
+    tables.show(console, tables.checkpoints(lines))
+    damaged = sum(line.state == "damaged" for line in lines)
+    if damaged:
+        console.print(f"{damaged} of {len(lines)} damaged: a resume passes over them to the newest that is whole", soft_wrap=True)
+    return int(damaged > 0)
 
 
 def _clean(words: list[str]) -> int:
