@@ -26,8 +26,8 @@ def test_f08_f11_nothing_is_lost_under_kills_at_two_placements(trainer: Trainer,
     assert {kill["moment"] for kill in verdict["kills"]} == {"commit", "first_step"}
     assert verdict["weights_apart"] <= max(1e-4, 5 * verdict["floor"])
     launches = [json.loads(line) for line in (root / "killed" / "events.jsonl").read_text().splitlines()]
-    starts = [event for event in launches if event["kind"] == "start"]
-    assert len(starts) == 3 and {event["strategy"] for event in starts} == {"single", "ddp"}
+    worlds = [event["world_size"] for event in launches if event["kind"] == "launch"]
+    assert len(worlds) == 3 and set(worlds) == {1, 2}
     assert (root / "rehearsal.txt").read_text() in done.stdout
 
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
+from trainer.tracking.jsonl import EVENTS, METRICS
+
 PLAN = "TRAINER_REHEARSAL"
 KILLS = "kills.jsonl"
 
@@ -81,7 +83,7 @@ class Watch:
 
         self.plan, self.run = plan, run
         self.step = self.base = max(0, newest_committed(run / "checkpoints"))
-        self.started = self.saving = self.written = False
+        self.built = self.saving = self.written = False
         self.lock = threading.Lock()
         self.timer: threading.Timer | None = None
 
@@ -97,8 +99,10 @@ class Watch:
 
     def _opened(self, path: str, mode: str) -> None:
         name = os.path.basename(path)
-        if name == "events.jsonl" and mode == "None":  # by a descriptor: to append
-            self._event()
+        if name == METRICS and mode == "None":  # by a descriptor: to append
+            self.built = True
+        elif name == EVENTS and mode == "None" and self.built:
+            self._started()
         elif "manifest.json" in name and "w" in mode:
             self._manifest_is_due()
         elif "COMMIT" in name and "w" in mode:
@@ -114,11 +118,10 @@ class Watch:
     def _due(self) -> bool:
         return self.step >= self.plan.after
 
-    def _event(self) -> None:
-        # The proof's event is the first that rank 0 writes, the start's the second: then come the steps.
-        if self.started and self.timer is None and self.plan.moment is Moment.first_step:
+    def _started(self) -> None:
+        # The first event after the log of metrics is opened is that of the start: then come the steps.
+        if self.timer is None and self.plan.moment is Moment.first_step:
             self._in(self.plan.draw * self.plan.step_seconds)
-        self.started = True
 
     def _consumed(self) -> None:
         if self.plan.moment is Moment.first_step:
