@@ -22,7 +22,7 @@ from trainer.composition import compose
 from trainer.config import Config, from_dict, to_dict
 from trainer.distributed import World
 
-STRATEGIES = ("single", "ddp", "zero2", "fsdp")
+STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp")
 # Small, but with everything in it that a step can hold: several micro-batches, rows of several documents, a global batch that does not
 # divide by the ranks, clipping.
 ROOT = Path(__file__).resolve().parents[1]

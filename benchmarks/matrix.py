@@ -1,11 +1,11 @@
 """Resume matrix: save under every placement, resume under every other, compare curve and samples with the uninterrupted run.
 
-    python benchmarks/matrix.py [--kinds gpt,bert] [--worlds 1,2,3]
+    python benchmarks/matrix.py [--kinds gpt,bert] [--worlds 1,2,3,4]
 
-Every ordered pair of single, ddp, zero2 and fsdp at worlds 1, 2 and 3 (single at 1 only), by the real loop on real rows: a tiny model is
-stopped on the way, which saves; other processes resume its run directory under the other placement and train to the end. Held against the
-uninterrupted run on one device: the loss of every step, the final weights, and the ledger of samples. Prints a Markdown table and
-writes it to benchmarks/results/, named by date and hardware. The exit code is 1 where a pair is outside of the tolerance.
+Every ordered pair of single, ddp, zero1, zero2, zero3 and fsdp at worlds 1 to 4 (single at 1 only), by the real loop on real rows: a tiny
+model is stopped on the way, which saves; other processes resume its run directory under the other placement and train to the end. Held
+against the uninterrupted run on one device: the loss of every step, the final weights, and the ledger of samples. Prints a Markdown table
+and writes it to benchmarks/results/, named by date and hardware. The exit code is 1 where a pair is outside of the tolerance.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Cell(NamedTuple):
 
 
 def places(worlds: list[int]) -> list[Place]:
-    several = [Place(strategy, world) for strategy in ("ddp", "zero2", "fsdp") for world in worlds]
+    several = [Place(strategy, world) for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp") for world in worlds]
     return [Place("single", 1), *several]
 
 
@@ -109,7 +109,7 @@ def markdown(kind: str, cells: dict[tuple[Place, Place], Cell]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kinds", default="gpt,bert")
-    parser.add_argument("--worlds", default="1,2,3")
+    parser.add_argument("--worlds", default="1,2,3,4")
     given = parser.parse_args()
     kinds, worlds = given.kinds.split(","), [int(world) for world in given.worlds.split(",")]
     start = time.monotonic()

@@ -15,8 +15,12 @@ from trainer.tasks import Batch
 
 VOCABULARY = 96
 ROWS = 11  # rows of a global batch: not divisible by 2 or 3
-# Options where the defaults would not show what a strategy does: two replicas of two ranks at world 4.
-OPTIONS: dict[str, dict[str, Any]] = {"hsdp": {"shard_size": 2}}
+# Options where the defaults would not show what a strategy does: two replicas of two ranks at world 4; a model this small would stay
+# whole beside its parts.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "hsdp": {"shard_size": 2},
+    "zero3": {"options": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
+}
 WEIGHTS = {"gpt": {"clm": 1.0}, "bert": {"mlm": 1.0, "nsp": 1.0}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, get_origin, get_type_hints
 
@@ -20,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from trainer import choices
 from trainer.choices import ConfigError, load_choices, nearest
 from trainer.config import BUDGETS, GROUPS, Config, flatten
+from trainer.strategies.ds_config import translated
 
 _SEARCHPATH = "hydra.searchpath"
 _stored: dict[tuple[str, str], type] = {}
@@ -32,7 +34,9 @@ def compose(*overrides: str) -> Config:
 
 def compose_tree(overrides: Iterable[str]) -> DictConfig:
     """The composition before it becomes objects: what `--cfg job` prints."""
-    words = list(overrides)
+    words, told = translated(list(overrides))
+    for line in told:
+        print(f"ds_config: {line}", file=sys.stderr)
     parsed = parse(words)
     free = free_fields()
     words = [_added(word, override, free) for word, override in zip(words, parsed, strict=True)]

@@ -107,7 +107,7 @@ def trained(world, strategy, every):
     return {"losses": seen["losses"], "weights": tiny.weights(placement)}
 
 
-@pytest.mark.parametrize(("strategy", "world"), [("single", 1), ("ddp", 2), ("zero2", 2), ("fsdp", 2)])
+@pytest.mark.parametrize(("strategy", "world"), [("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2)])
 def test_recomputing_changes_nothing_under_any_strategy(strategy, world):
     plain, recomputed = (run_distributed(trained, world, strategy, every, group=strategy != "single")[0] for every in (None, 1))
     assert plain["losses"] == recomputed["losses"]

@@ -29,8 +29,10 @@ def reference(kind):
         ("single", 1, 3),
         ("ddp", 2, 2),
         ("ddp", 3, 1),
+        ("zero1", 2, 2),
         ("zero2", 2, 2),
-        ("zero2", 3, 1),
+        ("zero3", 2, 2),
+        ("zero3", 3, 1),
         ("fsdp", 2, 2),
         ("fsdp", 3, 1),
         ("fsdp", 1, 1),
@@ -50,12 +52,12 @@ def test_c20_c02_c16_same_curve(strategy, world, micro_batches, kind):
     assert tiny.distance(first["weights"], wanted["weights"]) < 1e-4
 
 
-@pytest.mark.parametrize(("strategy", "world"), [("zero2", 2), ("zero2", 3), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4)])
+@pytest.mark.parametrize(("strategy", "world"), [("zero1", 3), ("zero2", 2), ("zero3", 3), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4)])
 def test_c20_optimizer_state_is_shared_out(strategy, world):
     total = {row["kind"]: row["bytes"] for row in reference("gpt")["table"]}
     for rank in run_distributed(curve, world, strategy, "gpt", 1):
         for row in rank["table"]:
             assert row["bytes"] <= rank["shares"].get(row["kind"], 0), row
-            if row["kind"] in ("exp_avg", "exp_avg_sq", "master"):
+            if row["kind"] in ("exp_avg", "exp_avg_sq", "master") or (row["kind"] == "parameter" and strategy in ("zero3", "fsdp")):
                 # Its share, and what cutting by rows or aligning pairs costs on a model this small.
                 assert row["bytes"] <= 1.02 * total["exp_avg"] / tiny.OPTIONS.get(strategy, {}).get("shard_size", world), row

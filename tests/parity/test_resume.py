@@ -15,13 +15,16 @@ from trainer.checkpoint.store import save
 # Every strategy saves and resumes, every world is left and entered, upwards and downwards; benchmarks/matrix.py runs all pairs.
 CHAIN = [
     ("single", 1),
-    ("zero2", 2),
+    ("zero3", 2),
     ("fsdp", 3),
     ("hsdp", 4),
     ("ddp", 2),
-    ("zero2", 3),
+    ("zero3", 3),
+    ("zero1", 2),
     ("single", 1),
     ("fsdp", 2),
+    ("zero2", 3),
+    ("zero3", 1),
     ("zero2", 1),
     ("ddp", 3),
     ("fsdp", 1),
@@ -51,7 +54,7 @@ def test_c09_resumed_under_another_strategy_and_world(first, second, folder):
     assert rest["steps"] == whole["steps"] == resuming.STEPS
 
 
-@pytest.mark.parametrize(("strategy", "world"), [("single", 1), ("ddp", 3), ("zero2", 3), ("fsdp", 3)])
+@pytest.mark.parametrize(("strategy", "world"), [("single", 1), ("ddp", 3), ("zero2", 3), ("zero3", 3), ("fsdp", 3)])
 def test_resumed_where_it_was_is_bit_equal(strategy, world, tmp_path):
     group = strategy != "single"
     whole = run_distributed(resuming.first_part, world, strategy, "gpt", str(tmp_path), group=group)[0]
@@ -80,6 +83,6 @@ def origin(world, root):
 
 def test_weights_of_another_run_come_without_its_moments(tmp_path):
     (loss,) = run_distributed(origin, 1, str(tmp_path), group=False)
-    for strategy in ("ddp", "zero2", "fsdp"):
+    for strategy in ("ddp", "zero2", "zero3", "fsdp"):
         for rank in run_distributed(branches, 2, strategy, str(tmp_path)):
             assert rank["loss"] == pytest.approx(loss, rel=1e-5) and rank["fresh"] and rank["steps"] == 0

@@ -70,7 +70,7 @@ def halved(world, strategy):
 
 def test_c17_fp16_means_products_alone_under_every_strategy():
     found = {strategy: run_distributed(halved, world, strategy, group=strategy != "single")
-             for strategy, world in (("single", 1), ("ddp", 2), ("zero2", 2), ("fsdp", 2))}  # fmt: skip
+             for strategy, world in (("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2))}  # fmt: skip
     (alone,) = found["single"]
     assert alone["losses"][-1] < 0.9 * alone["losses"][0]
     for strategy, ranks in found.items():

@@ -11,7 +11,7 @@ from trainer.strategies.proof import ProofError, prove
 from trainer.strategies.replicated import Replicated
 from trainer.strategies.torch_driven import Called
 
-PLACED = [("single", 1), ("ddp", 2), ("zero2", 2), ("fsdp", 2), ("zero2", 3), ("fsdp", 3), ("hsdp", 4)]
+PLACED = [("single", 1), ("ddp", 2), ("zero2", 2), ("fsdp", 2), ("zero1", 3), ("zero3", 3), ("fsdp", 3), ("hsdp", 4)]
 
 
 def prober(placement, kind):

@@ -79,7 +79,10 @@ class Placement:
         raise NotImplementedError
 
     def gradients(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """This rank's share of the gradients accumulated so far, reduced over the ranks, by parameter name."""
+        """This rank's share of the gradients accumulated so far, reduced over the ranks, by parameter name; called by every rank.
+
+        Only `discard` may follow: a strategy may have to reduce them for this.
+        """
         raise NotImplementedError
 
     def pieces(self) -> Iterator[Piece]:

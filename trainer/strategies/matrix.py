@@ -23,7 +23,7 @@ class Refusal:
 
 
 # Each rank holds only a part of every tensor.
-_CUT = ("zero2", "fsdp", "hsdp")
+_CUT = ("zero1", "zero2", "zero3", "fsdp", "hsdp")
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(

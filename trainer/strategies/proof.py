@@ -69,9 +69,10 @@ def _backward(placement: Placement, run_backward: Callable[[float], None], scale
     seed_all(0, "proof")
     with placement.unscaled():
         run_backward(scale)
-        gradients = {name: gradient.detach().clone() for name, gradient in placement.gradients()}
         shares = placement.shares()
+        # Before the gradients are looked at: a strategy may reduce them only then.
         table = [{**row, "share": shares.get(row["kind"], 0)} for row in placement.state_table()]
+        gradients = {name: gradient.detach().clone() for name, gradient in placement.gradients()}
         placement.discard()
     return gradients, table
 

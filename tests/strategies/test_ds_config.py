@@ -1,0 +1,134 @@
+"""An existing ds_config.json at composition: translated, shown, and refused where it cannot be kept."""
+
+import json
+
+import pytest
+
+from trainer import compose
+from trainer.choices import ConfigError
+from trainer.strategies.ds_config import translated
+
+# As trainers ship them: everything left to the trainer, with the usual sizes.
+ZERO2 = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}},
+    "zero_optimization": {
+        "stage": 2,
+        "offload_optimizer": {"device": "none"},
+        "allgather_partitions": True,
+        "allgather_bucket_size": 2e8,
+        "overlap_comm": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": 2e8,
+        "contiguous_gradients": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
+ZERO3 = {
+    "bf16": {"enabled": True},
+    "optimizer": {"type": "AdamW", "params": {"lr": 3e-5, "betas": [0.8, 0.999], "eps": 1e-8, "weight_decay": 3e-7}},
+    "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 4000, "warmup_min_lr": 0, "warmup_max_lr": 3e-5,
+                                                       "warmup_num_steps": 500, "warmup_type": "linear"}},
+    "zero_optimization": {
+        "stage": 3,
+        "offload_param": {"device": "none"},
+        "overlap_comm": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_clipping": 1.0,
+    "steps_per_print": 2000,
+    "train_batch_size": 96,
+    "train_micro_batch_size_per_gpu": 4,
+    "gradient_accumulation_steps": 3,
+    "wall_clock_breakdown": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content):
+        path = tmp_path / "ds_config.json"
+        path.write_text(json.dumps(content))
+        return f"strategy.ds_config={path}"
+
+    return write
+
+
+def test_what_is_left_to_the_trainer_is_left_to_us(written):
+    config = compose("steps=10", written(ZERO2))
+    assert config.strategy.name == "zero2" and config.precision.name == "fp32"
+    settings = config.strategy.settings(config)
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 2e8
+    assert '"auto"' not in json.dumps(settings)
+
+
+def test_every_value_reaches_the_key_that_stands_for_it_and_is_shown(written, capsys):
+    config = compose(written(ZERO3))
+    assert (config.strategy.name, config.precision.name, config.global_batch, config.micro_batch) == ("zero3", "bf16", 96, 4)
+    assert (config.steps, config.schedule.name, config.schedule.warmup) == (4000, "linear", 0.125)
+    optim = config.optim
+    assert (optim.name, optim.lr, optim.beta1, optim.beta2, optim.weight_decay, optim.max_norm) == ("adamw", 3e-5, 0.8, 0.999, 3e-7, 1.0)
+    zero = config.strategy.settings(config)["zero_optimization"]
+    assert zero["stage"] == 3 and zero["sub_group_size"] == 1e9 and zero["stage3_max_live_parameters"] == 1e9
+    assert config.strategy.ds_config is None
+    told = capsys.readouterr().err
+    for line in (
+        "zero_optimization.stage: 3 → strategy=zero3",
+        "gradient_clipping: 1.0 → optim.max_norm=1.0",
+        "train_batch_size: 96 → global_batch=96",
+        "bf16.enabled: true → precision=bf16",
+        "scheduler.params.warmup_num_steps: 500 → schedule.warmup=0.125 (of 4000 steps)",
+        "stage3_gather_16bit_weights_on_model_save: true → model/ is always written whole",
+        "zero_optimization.overlap_comm: true → strategy.options.zero_optimization.overlap_comm=true",
+    ):
+        assert line in told
+
+
+@pytest.mark.parametrize(("change", "words", "message"), [
+    ({"train_batch_size": 96}, ["global_batch=32"], "global_batch: 32, but .*train_batch_size: 96"),
+    ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, [], r"bf16\.enabled and fp16\.enabled are both true"),
+    ({"fp16": {"enabled": True, "loss_scale": 128}}, [], r"fp16\.loss_scale: 128; the loss scale is dynamic"),
+    ({"optimizer": {"type": "OneBitAdam"}}, [], r"optimizer\.type: OneBitAdam; allowed: adam"),
+    ({"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}}, [], r"optimizer\.params\.adam_w_mode: false"),
+    ({"scheduler": {"type": "OneCycle"}}, [], r"scheduler\.type: OneCycle; allowed: WarmupLR"),
+    ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}}, ["tokens=9"], r"warmup_num_steps: 5; .* give steps="),
+    ({"zero_optimization": {"stage": 2, "zero_quantized_weights": True}}, [], "zero_quantized_weights: it would make weights less"),
+    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, [], "nvme; allowed: none"),
+    ({"zero_optimization": {"stage": 4}}, [], r"zero_optimization\.stage: 4; allowed: 0, 1, 2, 3"),
+    ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, [], "cpu; allowed: none"),
+    ({"data_types": {"grad_accum_dtype": "bf16"}}, [], r"data_types\.grad_accum_dtype: bf16; gradients are summed in fp32"),
+])  # fmt: skip
+def test_b16_what_cannot_be_kept_is_refused_with_its_key(change, words, message, written):
+    with pytest.raises(ConfigError, match=message):
+        compose(*(words if "tokens=9" in words else ["steps=10", *words]), written(change))
+
+
+def test_stage_0_is_ddp_and_a_word_that_agrees_is_no_contradiction(written):
+    config = compose(
+        "steps=10", "global_batch=16", written({"train_batch_size": 16, "zero_optimization": {"stage": 0, "overlap_comm": True}})
+    )
+    assert config.strategy.name == "ddp" and config.global_batch == 16
+
+
+def test_a_file_that_is_not_there_or_no_json(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        translated([f"strategy.ds_config={tmp_path / 'none.json'}"])
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        translated([f"strategy.ds_config={tmp_path / 'bad.json'}"])

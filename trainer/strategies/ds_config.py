@@ -1,0 +1,238 @@
+"""An existing `ds_config.json`, translated: what it says becomes overrides of our own keys, before anything is composed.
+
+    trainer train experiment=quickstart strategy.ds_config=ds_config.json
+
+What has a key of ours goes there, what only DeepSpeed has goes to `strategy.options`, `auto` is left to us, and what cannot be kept is
+refused with its dotted key. Every translation is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.choices import ConfigError
+
+KEY = "strategy.ds_config"
+_STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
+_OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "lamb": "lamb", "fusedlamb": "lamb", "lion": "lion", "fusedlion": "lion", "sgd": "sgd"}
+_SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+# What the framework does by itself, and how; such keys say nothing more.
+_OURS = {
+    "gradient_accumulation_steps": "follows from global_batch, micro_batch and the devices",
+    "steps_per_print": "metrics are logged every log_every steps",
+    "zero_allow_untested_optimizer": "every optimizer that strategy and optimizer allow is tested",
+    "zero_force_ds_cpu_optimizer": "the optimizer is the one that optim names",
+    "prescale_gradients": "gradients are summed in fp32",
+    "communication_data_type": "gradients are summed in fp32",
+    "data_types.grad_accum_dtype": "gradients are summed in fp32",
+    "fp16.auto_cast": "products are fp16 by autocast",
+    "fp16.loss_scale": "the loss scale is dynamic",
+    "fp16.initial_scale_power": "the loss scale begins at 2^16",
+    "fp16.loss_scale_window": "the loss scale doubles after 2000 finite steps",
+    "fp16.hysteresis": "the loss scale halves at a step that is not finite",
+    "fp16.min_loss_scale": "the loss scale is 1 or more",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": "model/ is always written whole",
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": "model/ is always written whole",
+    "zero_optimization.cpu_offload": "an old key; offload_optimizer says where",
+}
+# What would change the result, or what the loop rests on.
+_REFUSED = {
+    "amp": "set precision=bf16 or precision=fp16 instead",
+    "zero_optimization.zero_quantized_weights": "it would make weights less than fp32",
+    "zero_optimization.zero_quantized_gradients": "it would make gradients less than fp32",
+    "sparse_attention": "models have attention of their own",
+    "curriculum_learning": "the order of the data is that of Shardloom",
+    "data_efficiency": "the order of the data is that of Shardloom",
+    "compression_training": "it would change the model",
+    "progressive_layer_drop": "it would change the model",
+    "checkpoint": "checkpoints are Shardloom's own; see the checkpoint group",
+    "activation_checkpointing": "set recompute.every=1 instead",
+}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One key of the file and what became of it. override: `key=value` of ours, or nothing, and then note says why."""
+
+    source: str
+    override: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source} → {self.override or self.note}{f' ({self.note})' if self.override and self.note else ''}"
+
+
+def translated(words: list[str]) -> tuple[list[str], list[Translation]]:
+    """Override words with `strategy.ds_config=PATH` replaced by what the file says. Raises ConfigError where a word says otherwise."""
+    paths = [word.split("=", 1)[1] for word in words if word.split("=", 1)[0] == KEY and "=" in word]
+    if not paths:
+        return words, []
+    rest = [word for word in words if word.split("=", 1)[0] != KEY]
+    given = dict(word.split("=", 1) for word in rest if "=" in word)
+    found = list(_translations(_read(paths[-1]), given))
+    added = []
+    for one in found:
+        key, _, value = one.override.partition("=")
+        if key in given and given[key] != value and not _same(given[key], value):
+            raise ConfigError(f"{key}: {given[key]}, but {paths[-1]} says {one.source}, which is {one.override}; leave one of them out")
+        if key and key not in given:
+            added.append(one.override)
+    return [*added, *rest], found
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{KEY}: {path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{KEY}: {path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{KEY}: {path} holds no JSON object")
+    return content
+
+
+def _translations(content: dict[str, Any], given: dict[str, str]) -> Iterator[Translation]:
+    """What becomes of each key of the file."""
+    content = dict(content)
+    zero, stage = dict(content.pop("zero_optimization", {})), 0
+    stage = zero.pop("stage", 0)
+    if stage not in _STRATEGIES:
+        raise ConfigError(f"{KEY}: zero_optimization.stage: {stage!r}; allowed: 0, 1, 2, 3")
+    yield Translation(f"zero_optimization.stage: {stage}", f"strategy={_STRATEGIES[stage]}")
+    yield from _precision(content)
+    yield from _optimizer(content.pop("optimizer", {}))
+    yield from _scheduler(content.pop("scheduler", {}), given)
+    for key, ours in (("train_batch_size", "global_batch"), ("train_micro_batch_size_per_gpu", "micro_batch")):
+        value = content.pop(key, "auto")
+        if value != "auto":
+            yield Translation(f"{key}: {value}", f"{ours}={value}")
+    clip = content.pop("gradient_clipping", "auto")
+    if clip != "auto":
+        yield Translation(f"gradient_clipping: {clip}", f"optim.max_norm={clip or 'null'}")
+    for part in ("optimizer", "param"):
+        device = (zero.pop(f"offload_{part}", None) or {}).get("device", "none")
+        if device not in ("none", "auto"):
+            raise ConfigError(f"{KEY}: zero_optimization.offload_{part}.device: {device}; allowed: none")
+    data_types = content.pop("data_types", {})
+    if data_types.get("grad_accum_dtype", "fp32") not in ("auto", "fp32", None):
+        raise ConfigError(f"{KEY}: data_types.grad_accum_dtype: {data_types['grad_accum_dtype']}; gradients are summed in fp32, remove it")
+    yield from _passed_on(content, "", stage)
+    yield from _passed_on(zero, "zero_optimization.", stage)
+
+
+def _precision(content: dict[str, Any]) -> Iterator[Translation]:
+    parts = {name: dict(content.pop(key, {})) for name, key in (("bf16", "bf16"), ("fp16", "fp16"))}
+    parts["bf16"] |= content.pop("bfloat16", {})  # its name in older files
+    asked = [name for name, part in parts.items() if part.get("enabled") is True]
+    if len(asked) > 1:
+        raise ConfigError(f"{KEY}: bf16.enabled and fp16.enabled are both true; leave one of them")
+    told = any(part.get("enabled", "auto") != "auto" for part in parts.values())
+    if told:
+        name = asked[0] if asked else "fp32"
+        yield Translation(f"{name}.enabled: true" if asked else "bf16.enabled, fp16.enabled: false", f"precision={name}")
+    if parts["fp16"].get("loss_scale", 0) not in (0, "auto"):
+        raise ConfigError(f"{KEY}: fp16.loss_scale: {parts['fp16']['loss_scale']}; the loss scale is dynamic, set 0 or remove it")
+    for key, value in parts["fp16"].items() if "fp16" in asked else ():
+        if key != "enabled" and value != "auto":
+            yield Translation(f"fp16.{key}: {value}", note=_OURS.get(f"fp16.{key}", "the loss scale is Shardloom's own"))
+
+
+def _optimizer(section: dict[str, Any]) -> Iterator[Translation]:
+    if not section:
+        return
+    name, params = str(section.get("type", "AdamW")), dict(section.get("params", {}))
+    ours = _OPTIMIZERS.get(name.lower())
+    if ours is None:
+        raise ConfigError(f"{KEY}: optimizer.type: {name}; allowed: {', '.join(sorted(_OPTIMIZERS))}; leave it out and set optim=…")
+    if name.lower() == "adam" and params.pop("adam_w_mode", True) is False:
+        raise ConfigError(f"{KEY}: optimizer.params.adam_w_mode: false; decay is decoupled here, set it to true or leave it out")
+    yield Translation(f"optimizer.type: {name}", f"optim={ours}")
+    params.pop("torch_adam", None)  # whose kernel computes it
+    betas = params.pop("betas", "auto")
+    if betas != "auto":
+        params |= {"beta1": betas[0], "beta2": betas[1]}
+    known = {"lr", "weight_decay", "beta1", "beta2", "eps", "momentum", "nesterov"}
+    for key, value in params.items():
+        if value == "auto":
+            continue
+        if key not in known:
+            raise ConfigError(f"{KEY}: optimizer.params.{key}: {value}; there is no such option of optim={ours}; remove it")
+        yield Translation(f"optimizer.params.{key}: {value}", f"optim.{key}={_word(value)}")
+
+
+def _scheduler(section: dict[str, Any], given: dict[str, str]) -> Iterator[Translation]:
+    if not section:
+        return
+    name, params = str(section.get("type")), {key: value for key, value in section.get("params", {}).items() if value != "auto"}
+    ours = _SCHEDULES.get(name)
+    if ours is None:
+        raise ConfigError(f"{KEY}: scheduler.type: {name}; allowed: {', '.join(_SCHEDULES)}; leave it out and set schedule=…")
+    yield Translation(f"scheduler.type: {name}", f"schedule={ours}")
+    total = params.pop("total_num_steps", None)
+    if total is not None:
+        yield Translation(f"scheduler.params.total_num_steps: {total}", f"steps={total}")
+    warmup = params.pop("warmup_num_steps", None)
+    if warmup is not None:
+        steps = total or (int(given["steps"]) if given.get("steps", "").isdigit() else None)
+        if steps is None:
+            raise ConfigError(
+                f"{KEY}: scheduler.params.warmup_num_steps: {warmup}; a warm-up is a share of the budget here, so give steps=…"
+            )
+        yield Translation(f"scheduler.params.warmup_num_steps: {warmup}", f"schedule.warmup={warmup / steps:.6g}", f"of {steps} steps")
+    for low in ("warmup_min_lr", "warmup_min_ratio"):
+        if params.pop(low, 0):
+            raise ConfigError(f"{KEY}: scheduler.params.{low}: a warm-up begins at 0 here; set 0 or remove it")
+    if (peak := params.pop("warmup_max_lr", None)) is not None:
+        yield Translation(f"scheduler.params.warmup_max_lr: {peak}", f"optim.lr={peak}")
+    if (least := params.pop("cos_min_ratio", None)) is not None:
+        yield Translation(f"scheduler.params.cos_min_ratio: {least}", f"schedule.min_factor={least}")
+    shape = params.pop("warmup_type", "log")
+    if shape != "linear":
+        yield Translation(f"scheduler.params.warmup_type: {shape}", note="the warm-up is linear here")
+    for key, value in params.items():
+        raise ConfigError(f"{KEY}: scheduler.params.{key}: {value}; there is no such option of schedule={ours}; remove it")
+
+
+def _passed_on(section: dict[str, Any], prefix: str, stage: int) -> Iterator[Translation]:
+    """What no key of ours stands for."""
+    for key, value in section.items():
+        source = f"{prefix}{key}"
+        if value in ("auto", None) or (isinstance(value, dict) and (not value or value.get("enabled") is False)):
+            continue
+        if source in _REFUSED and value is not False:
+            raise ConfigError(f"{KEY}: {source}: {_REFUSED[source]}; remove it from the file")
+        if source in _OURS or source in _REFUSED:
+            yield Translation(f"{source}: {_word(value)}", note=_OURS.get(source, "so it is"))
+        elif stage == 0:
+            yield Translation(f"{source}: {_word(value)}", note="strategy=ddp has no use for it")
+        else:
+            yield _option(source, value)
+
+
+def _option(source: str, value: Any) -> Translation:
+    return Translation(f"{source}: {_word(value)}", f"strategy.options.{source}={_word(value)}")
+
+
+def _word(value: Any) -> str:
+    """A value as Hydra reads it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, list):
+        return "[" + ",".join(map(_word, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_word(inner)}" for key, inner in value.items()) + "}"
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
