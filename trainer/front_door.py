@@ -90,8 +90,9 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
     run.path.mkdir(parents=True, exist_ok=True)
     if not config.resume.overwrite:
         run.accepts(config)
-    prepared = prepare(config)
     config.checkpoint.verify()
+    config.tracking.verify()
+    prepared = prepare(config)
     corpus = open_corpus(prepared.corpus, prepared.rows)
     config.task.baselines(corpus)
     config.model.verify(config.task.objective, corpus.vocabulary, config.sequence_length)

@@ -224,6 +224,8 @@ def test_experts_and_buffers_are_saved_as_transformers_saves_them(tmp_path, text
     assert before.keys() == after.keys()
     if family == "bart":
         assert torch.equal(after["final_logits_bias"], before["final_logits_bias"][:, :400]), "without padding, as the embedding"
+        resumed = train(single(), path)
+        assert own["model.final_logits_bias"].eq(0.5).all() and resumed["model.final_logits_bias"].eq(0.5).all()
     loaded = type(first).from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(tensor, own[f"model.{name}"][tuple(map(slice, tensor.shape))]) for name, tensor in loaded.items())
 

@@ -13,7 +13,6 @@ from tests.loops import StopAfter, lines, ready, single, training, write_texts
 from trainer.choices import ConfigError
 from trainer.distributed import World
 from trainer.run import load_frozen
-from trainer.settings import DefaultTracking
 from trainer.tracking import Trackers
 from trainer.tracking.tensorboard import FOLDER, TensorBoard
 
@@ -96,7 +95,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_stops_nothing(tmp_path):
     assert len(said) == 1 and said[0].startswith("TensorBoard: stopped")
 
 
-def test_b09_a_missing_package_is_told_before_launch(monkeypatch):
+def test_b09_a_missing_package_is_told_before_anything_is_prepared(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"tracking.tensorboard: true.*shardloom\[tensorboard\]"):
-        DefaultTracking(tensorboard=True).verify()
+        ready(tmp_path, tmp_path / "no texts", "tracking.tensorboard=true")

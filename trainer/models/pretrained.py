@@ -11,10 +11,13 @@ from trainer.choices import ConfigError, choice, identity
 from trainer.models import Model, Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
     from transformers import PreTrainedModel
 
     from trainer.checkpoint.pieces import Read
+    from trainer.models.stored import Sliced
 
 
 @choice
@@ -76,32 +79,47 @@ class Pretrained(Model):
                 model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
         return _with_sentinels(model, vocabulary)
 
+    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+        model = super().skeleton(objective, vocabulary, sequence_length)
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
+        if buffers:
+            # Training does not change them and no checkpoint holds them, but the directory may have other values than the code makes.
+            stored, _ = self._stored(model)
+            for name, buffer in buffers.items():
+                if name in stored:
+                    # Fewer where tokens were added.
+                    buffer[tuple(map(slice, stored[name].get_shape()))] = stored[name][...]
+        return model
+
     def weights(self, module: nn.Module, seed: int) -> Read:
         from transformers import AutoConfig
 
-        from trainer.checkpoint.files import CheckpointError
-        from trainer.models.stored import Held, Stored, sliced
+        from trainer.models.stored import Stored
 
         model: Any = module.model
+        stored, why_whole = self._stored(model)
+        rows = self._load(AutoConfig.from_pretrained).get_text_config().vocab_size
+        found = Stored(model, stored, seed, rows, self.path)
+        if why_whole:
+            line = f"model.path: {self.path}: read whole into every process's memory before it is shared out: {why_whole}"
+            found.notice = "\n".join(filter(None, [line, found.notice]))
+        return found
+
+    def _stored(self, model: PreTrainedModel) -> tuple[Mapping[str, Sliced], str]:
+        """Its tensors by the names of the model; and why they are in memory already, where they cannot be read one by one."""
+        from trainer.checkpoint.files import CheckpointError
+        from trainer.models.stored import Held, sliced
+
         try:
             files = self._files()
         except CheckpointError as error:
             raise ConfigError(f"model.path: {error}") from error
-        stored: Any = sliced(model, files) if files is not None else None
-        read_whole = stored is None
-        if read_whole:
-            stored = {name: Held(tensor) for name, tensor in self._loaded(type(model)).items()}
-        for name, buffer in model.named_buffers():
-            # What training does not change, but a directory may hold in another state than the code makes it.
-            if name in stored and tuple(stored[name].get_shape()) == tuple(buffer.shape):
-                buffer.copy_(stored[name][...])
-        rows = self._load(AutoConfig.from_pretrained).get_text_config().vocab_size
-        found = Stored(model, stored, seed, rows, self.path)
-        if read_whole:
-            why = "its files are no safetensors" if files is None else "transformers converts its tensors as it loads them"
-            line = f"model.path: {self.path}: read whole into every process's memory before it is shared out: {why}"
-            found.notice = "\n".join(filter(None, [line, found.notice]))
-        return found
+        stored = sliced(model, files) if files is not None else None
+        if stored is not None:
+            return stored, ""
+        why = "its files are no safetensors" if files is None else "transformers converts its tensors as it loads them"
+        return {name: Held(tensor) for name, tensor in self._loaded(type(model)).items()}, why
 
     def _files(self) -> list[Path] | None:
         """Its safetensors files, from a directory or by way of the hub's cache; None where it has none."""
