@@ -125,7 +125,7 @@ def started_from(runs: Iterable[Path]) -> dict[Path, str]:
             # To parse a configuration takes milliseconds, and there can be hundreds beside this one.
             if "\ninit:\n  run: null\n" in text or (run / "summary.json").exists():
                 continue
-            source = (yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)).get("init") or {}).get("run")
+            source = (yaml.safe_load(text).get("init") or {}).get("run")
             if source:
                 found[checkpoint_of(str(source)).resolve()] = run.name
         except (OSError, ConfigError, yaml.YAMLError, AttributeError):
