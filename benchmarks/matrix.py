@@ -1,38 +1,45 @@
 """Resume matrix: save under every placement, resume under every other, compare curve and samples with the uninterrupted run.
 
-    python benchmarks/matrix.py [--kinds gpt,bert] [--worlds 1,2,3,4]
+    python benchmarks/matrix.py [--kinds gpt,bert] [--worlds 1,2,3,4] [--strategies ddp,fsdp]
 
-Every ordered pair of single, ddp, zero1, zero2, zero3 and fsdp at worlds 1 to 4 (single at 1 only), by the real loop on real rows: a tiny
-model is stopped on the way, which saves; other processes resume its run directory under the other placement and train to the end. Held
-against the uninterrupted run on one device: the loss of every step, the final weights, and the ledger of samples. Prints a Markdown table
-and writes it to benchmarks/results/, named by date and hardware. The exit code is 1 where a pair is outside of the tolerance.
+Every ordered pair of single, ddp, zero1, zero2, zero3, fsdp and hsdp at worlds 1 to 4 (single at 1, hsdp at 2 and 4), by the real loop on
+real rows: a tiny model is stopped on the way, which saves; other processes resume its run directory under the other placement and train to
+the end. Held against the uninterrupted run on one device: the loss of every step, the final weights, and the ledger of samples. The
+processes of a placement are started once, and resume from every first placement one after the other. Results: benchmarks/results/. The
+exit code is 1 where a pair is outside of the tolerance.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import os
+import dataclasses
+import gc
+import io
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests import loops, tiny  # noqa: E402
+from benchmarks import records  # noqa: E402
+from tests import loops  # noqa: E402
 from tests.distributed import run_distributed  # noqa: E402
+from trainer.front_door import make_ready  # noqa: E402
+from trainer.run import RunDir  # noqa: E402
+from trainer.trials.outcomes import curve, distance, final, relative, samples  # noqa: E402
 
 # The noise of adding in another order, over the steps that are run here at this rate.
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-4
-STEPS, SAVED_AT = 12, 5
+STEPS, SAVED_AT = 8, 4
 FAMILIES = {"gpt": loops.GPT, "bert": loops.BERT}
+STRATEGIES = ("single", "ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp")
+# As two replicas.
+HSDP_WORLDS = {2, 4}
 
 
 class Place(NamedTuple):
@@ -43,6 +50,15 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.strategy}@{self.world}"
+
+    @property
+    def words(self) -> list[str]:
+        """Overrides: with them a model this small is cut as a large one is."""
+        own = {
+            "hsdp": ["strategy.shard_size=2" if self.world == 4 else "strategy.shard_size=1"],
+            "zero3": ["strategy.options.zero_optimization.stage3_param_persistence_threshold=0"],
+        }
+        return [f"strategy={self.strategy}", *own.get(self.strategy, [])]
 
 
 class Cell(NamedTuple):
@@ -60,80 +76,122 @@ class Cell(NamedTuple):
         return f"{self.loss:.0e} · {self.weights:.0e}{'' if self.samples else ' · samples'}{'' if self.good else ' ✗'}"
 
 
-def places(worlds: list[int]) -> list[Place]:
-    several = [Place(strategy, world) for strategy in ("ddp", "zero1", "zero2", "zero3", "fsdp") for world in worlds]
-    return [Place("single", 1), *several]
+def places(strategies: list[str], worlds: list[int]) -> list[Place]:
+    allowed = {"single": {1}, "hsdp": HSDP_WORLDS}
+    return [Place(strategy, world) for strategy in strategies for world in worlds if world in allowed.get(strategy, set(worlds))]
 
 
-def run(kind: str, worlds: list[int], folder: Path) -> dict[tuple[Place, Place], Cell]:
-    """Every ordered pair, itself included."""
-    texts = folder / "texts"
-    texts.mkdir(exist_ok=True)
-    loops.write_texts(texts)
+def loop(world: Any, paths: list[str], last: int | None) -> None:
+    """On every rank: these runs, one after the other, to a step or to their ends."""
+    from accelerate.state import AcceleratorState
 
-    def ready(name: str, place: Place) -> Path:
-        # 7 rows do not divide by 2 or 3, and neither do 3 at a time.
-        words = (*FAMILIES[kind], f"steps={STEPS}", "global_batch=7", "micro_batch=3", f"strategy={place.strategy}")
-        with contextlib.redirect_stdout(sys.stderr):
-            return loops.ready(folder / kind, texts, *words, name=name, world=place.world)
+    for path in paths:
+        gc.freeze()  # what is there already need not be looked through at every save
+        with contextlib.redirect_stdout(io.StringIO()):
+            loops.training(world, path, loops.StopAfter(last)).loop()
+        # Accelerate keeps the first engine's settings for the whole process; a run of its own has a process of its own.
+        AcceleratorState._reset_state(reset_partial_state=True)
 
-    def train(path: Path, place: Place, last: int | None = None) -> dict[str, torch.Tensor]:
-        return run_distributed(loops.train, place.world, str(path), last, group=place.strategy != "single")[0]
 
-    whole = ready("whole", Place("single", 1))
-    weights = train(whole, Place("single", 1))
-    cells = {}
-    for first in places(worlds):
-        stopped = ready(f"{first}", first)
-        train(stopped, first, SAVED_AT)
-        for second in places(worlds):
-            name = f"{first}-{second}"
-            shutil.copytree(stopped, folder / kind / name)
-            path = ready(name, second)
-            rest = train(path, second)
-            curves = zip(loops.losses(path), loops.losses(whole), strict=True)
-            loss = max(abs(mine - theirs) / theirs for mine, theirs in curves)
-            cells[first, second] = Cell(loss, tiny.distance(rest, weights), loops.ledger(path) == loops.ledger(whole))
-            print(f"{kind}: {first} → {second}: {cells[first, second]}", file=sys.stderr, flush=True)
+def train(place: Place, paths: list[Path], last: int | None = None) -> None:
+    """These runs under a placement. What fails is told, and is missing in their directories."""
+    texts = [str(path) for path in paths]
+    try:
+        run_distributed(loop, place.world, texts, last, group=place.strategy != "single", timeout_seconds=120.0 + 30.0 * len(paths))
+    except AssertionError as error:
+        print(f"{place}: {error}", file=sys.stderr, flush=True)
+
+
+def compared(path: Path, whole: Path) -> Cell | None:
+    """A run held against the uninterrupted one; None where it came to no end."""
+    mine, theirs = curve(RunDir(path)), curve(RunDir(whole))
+    if mine.keys() != theirs.keys():
+        return None
+    loss = max(relative(theirs[step]["loss"], line["loss"]) for step, line in mine.items())
+    weights = distance(final(RunDir(whole)), final(RunDir(path))).whole
+    return Cell(loss, weights, samples(RunDir(path)) == samples(RunDir(whole)))
+
+
+def run(kinds: list[str], known: list[Place], folder: Path) -> dict[str, dict[tuple[Place, Place], Cell | None]]:
+    """Every ordered pair, itself included, of each kind."""
+
+    def composed(kind: str, place: Place) -> Any:
+        # 7 rows do not divide by 2, 3 or 4, and neither do 3 at a time.
+        words = (*FAMILIES[kind], f"steps={STEPS}", "global_batch=7", "micro_batch=3", *place.words)
+        return loops.composed(folder / kind, folder / "texts", *words)
+
+    def ready(config: Any, place: Place, path: Path) -> Path:
+        make_ready(dataclasses.replace(config, output_dir=str(path)), RunDir(path), place.world)
+        return path
+
+    alone = Place("single", 1)
+    whole = {kind: ready(composed(kind, alone), alone, folder / kind / "whole") for kind in kinds}
+    train(alone, list(whole.values()))
+    for place in known:
+        train(place, [ready(composed(kind, place), place, folder / kind / "stopped" / f"{place}") for kind in kinds], SAVED_AT)
+    cells: dict[str, dict[tuple[Place, Place], Cell | None]] = {kind: {} for kind in kinds}
+    for second in known:
+        began, found = time.monotonic(), []
+        paths = {(kind, first): folder / kind / f"{second}" / f"{first}" for kind in kinds for first in known}
+        configs = {kind: composed(kind, second) for kind in kinds}
+        for (kind, first), path in paths.items():
+            shutil.copytree(folder / kind / "stopped" / f"{first}", path)
+            ready(configs[kind], second, path)
+        train(second, list(paths.values()))
+        for (kind, first), path in paths.items():
+            found.append(compared(path, whole[kind]))
+            cells[kind][first, second] = found[-1]
+            shutil.rmtree(path)
+        good = sum(cell is not None and cell.good for cell in found)
+        print(f"… → {second}: {good} of {len(found)}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return cells
 
 
-def markdown(kind: str, cells: dict[tuple[Place, Place], Cell]) -> str:
+def markdown(kind: str, cells: dict[tuple[Place, Place], Cell | None]) -> str:
     columns = list(dict.fromkeys(second for _, second in cells))
-    lines = [f"| {kind}: saved ↓ resumed → | {' | '.join(map(str, columns))} |", "|---" * (len(columns) + 1) + "|"]
-    for first in dict.fromkeys(first for first, _ in cells):
-        lines.append(f"| **{first}** | {' | '.join(str(cells[first, second]) for second in columns)} |")
-    return "\n".join(lines)
+    rows = [
+        [f"**{first}**", *(str(cells[first, second] or "failed ✗") for second in columns)]
+        for first in dict.fromkeys(first for first, _ in cells)
+    ]
+    return records.table([f"{kind}: saved ↓ resumed →", *map(str, columns)], rows)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kinds", default="gpt,bert")
     parser.add_argument("--worlds", default="1,2,3,4")
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--to", type=Path, default=records.RESULTS, help="folder of the results")
     given = parser.parse_args()
-    kinds, worlds = given.kinds.split(","), [int(world) for world in given.worlds.split(",")]
+    known = places(given.strategies.split(","), [int(world) for world in given.worlds.split(",")])
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        tables = {kind: run(kind, worlds, Path(folder)) for kind in kinds}
-    cells = [cell for table in tables.values() for cell in table.values()]
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
+        folder = Path(name)
+        (folder / "texts").mkdir()
+        loops.write_texts(folder / "texts")
+        tables = run(given.kinds.split(","), known, folder)
+    found = [cell for table in tables.values() for cell in table.values()]
+    cells = [cell for cell in found if cell is not None]
     good = sum(cell.good for cell in cells)
-    hardware = f"cpu-{len(os.sched_getaffinity(0))}-cores"
     text = "\n\n".join(
         [
-            f"# Resume matrix, {datetime.date.today()}, {hardware}",
-            f"{good} of {len(cells)} ordered pairs within {LOSS_TOLERANCE:.0e} (losses, relative) and {WEIGHT_TOLERANCE:.0e} (weights, "
+            "# Resume matrix",
+            f"{good} of {len(found)} ordered pairs within {LOSS_TOLERANCE:.0e} (losses, relative) and {WEIGHT_TOLERANCE:.0e} (weights, "
             "relative L2) of the uninterrupted run on one device, the samples of every step the same. A cell: largest difference of a "
-            "loss over all steps · distance of the final weights.",
+            f"loss over all steps · distance of the final weights; the largest of all: {max(cell.loss for cell in cells):.0e} · "
+            f"{max(cell.weights for cell in cells):.0e}.",
             f"The real loop, fp32, dropout 0, AdamW, 7 rows a step, stopped after step {SAVED_AT} of {STEPS}; gloo over loopback; "
-            f"{time.monotonic() - start:.0f} s. Made by `python benchmarks/matrix.py`.",
+            f"hsdp as two replicas; zero3 without parameters that stay whole; {time.monotonic() - start:.0f} s. "
+            "Made by `python benchmarks/matrix.py`.",
             *(markdown(kind, table) for kind, table in tables.items()),
         ]
     )
     print(text)
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    (results / f"{datetime.date.today()}-{hardware}-resume-matrix.md").write_text(text + "\n")
-    return 0 if good == len(cells) else 1
+    figures = {
+        kind: {f"{first} → {second}": cell and cell._asdict() for (first, second), cell in table.items()} for kind, table in tables.items()
+    }
+    records.write("resume-matrix", text, figures, given.to)
+    return 0 if good == len(found) else 1
 
 
 if __name__ == "__main__":

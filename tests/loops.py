@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import compose
+from trainer.config import Config
 from trainer.distributed import World
 from trainer.front_door import make_ready
 from trainer.run import RunDir, load_frozen
@@ -29,16 +30,22 @@ def write_texts(folder: Path, files: int = 30) -> Path:
 
 def ready(folder: Path, texts: Path, *words: str, name: str = "run", world: int = 1, sizes: tuple[str, ...] = GPT) -> Path:
     """A run directory made ready by the front door, for ranks to train. sizes: of the model, if not given."""
+    strategy = "strategy=single" if world == 1 else "strategy=ddp"
+    given = words if any(word.startswith("strategy=") for word in words) else (strategy, *words)
+    make_ready(composed(folder / name, texts, *given, sizes=sizes), RunDir(folder / name), world)
+    return folder / name
+
+
+def composed(path: Path, texts: Path, *words: str, sizes: tuple[str, ...] = GPT) -> Config:
+    """The configuration of such a run in `path`."""
     shape = ["data=text", f"data.path={texts}/*.txt", "tokenizer.vocab_size=300", "sequence_length=32", "global_batch=8", "log_every=1"]
-    kept = ["strategy=single" if world == 1 else "strategy=ddp", "tracking.wandb=off", "tracking.ledger=true", "optim.lr=1e-3"]
+    kept = ["tracking.wandb=off", "tracking.ledger=true", "optim.lr=1e-3"]
     given = {word.split("=")[0] for word in words}
     given |= {"data.path"} if "data" in given else set()
     defaults = [word for word in (*shape, *kept, "steps=6", "micro_batch=4", *sizes) if word.split("=")[0] not in given]
     if "epochs" in given:
         defaults.remove("steps=6")
-    config = compose(*defaults, *words, f"output_dir={folder / name}")
-    make_ready(config, RunDir(folder / name), world)
-    return folder / name
+    return compose(*defaults, *words, f"output_dir={path}")
 
 
 class StopAfter:

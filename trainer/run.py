@@ -171,7 +171,8 @@ def load_frozen(path: Path) -> Config:
 def checkpoint_of(source: str, key: str = "init.run") -> Path:
     """The checkpoint folder that `init.run=runs/x` (its newest) or `init.run=runs/x@step` names. Raises ConfigError where there is none."""
     path, _, step = source.rpartition("@")
-    if not path or not step.isdecimal():
+    # A run's own name may end like that.
+    if not path or not step.isdecimal() or RunDir(source).config_path.exists():
         path, step = source, ""
     checkpoints = RunDir(path).checkpoints
     found = {int(folder.parent.name.removeprefix("step-")): folder.parent for folder in checkpoints.glob("step-*/COMMIT")}
