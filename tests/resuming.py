@@ -1,4 +1,4 @@
-"""Save under one placement, resume under another: what tests/parity and benchmarks/matrix.py run on every rank."""
+"""Save under one placement, resume under another: what tests/parity runs on every rank."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_a_second_phase_starts_from_weights_of_another_strategy_with_longer_rows
 
 def test_a_second_phase_goes_on_learning(tmp_path, texts, first):
     """Its first loss is far below that of random weights, and a resume of it does not need the first phase any more."""
-    source = tmp_path / "copy"
+    source = tmp_path / "copy@2"  # a name that could be a step
     shutil.copytree(first[0], source)
     runs = [ready(tmp_path, texts, *BERT, "sequence_length=64", "save_every=2", *more, name=name) for name, more in (
         ("scratch", ()), ("second", (f"init.run={source}",)))]  # fmt: skip
