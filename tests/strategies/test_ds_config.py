@@ -7,6 +7,7 @@ import pytest
 from trainer import compose
 from trainer.choices import ConfigError
 from trainer.strategies.ds_config import translated
+from trainer.strategies.zero import Offload
 
 # As trainers ship them: everything left to the trainer, with the usual sizes.
 ZERO2 = {
@@ -109,14 +110,29 @@ def test_every_value_reaches_the_key_that_stands_for_it_and_is_shown(written, ca
     ({"scheduler": {"type": "OneCycle"}}, [], r"scheduler\.type: OneCycle; allowed: WarmupLR"),
     ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}}, ["tokens=9"], r"warmup_num_steps: 5; .* give steps="),
     ({"zero_optimization": {"stage": 2, "zero_quantized_weights": True}}, [], "zero_quantized_weights: it would make weights less"),
-    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, [], "nvme; allowed: none"),
+    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, [], "optimizer.device: nvme; allowed: none, cpu"),
+    ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.3}}}, [], "offload_optimizer.ratio: the whole"),
+    ({"zero_optimization": {"stage": 0, "cpu_offload": True}}, [], "cpu_offload: true; stage 0 cannot, allowed: stage 1, 2, 3"),
     ({"zero_optimization": {"stage": 4}}, [], r"zero_optimization\.stage: 4; allowed: 0, 1, 2, 3"),
-    ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, [], "cpu; allowed: none"),
+    ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, [], "param.device: cpu; stage 2 cannot, allowed: stage 3"),
     ({"data_types": {"grad_accum_dtype": "bf16"}}, [], r"data_types\.grad_accum_dtype: bf16; gradients are summed in fp32"),
 ])  # fmt: skip
 def test_b16_what_cannot_be_kept_is_refused_with_its_key(change, words, message, written):
     with pytest.raises(ConfigError, match=message):
         compose(*(words if "tokens=9" in words else ["steps=10", *words]), written(change))
+
+
+def test_offload_reaches_its_keys_from_new_files_and_old_ones(written, capsys):
+    section = {"device": "cpu", "pin_memory": False, "nvme_path": "/local_nvme", "ratio": 1.0, "buffer_count": "auto"}
+    config = compose(
+        "steps=10", written({"zero_optimization": {"stage": 3, "offload_optimizer": section, "offload_param": {"device": "cpu"}}})
+    )
+    assert (config.strategy.offload_optimizer, config.strategy.offload_parameters) == (Offload.cpu, Offload.cpu)
+    assert config.strategy.settings(config)["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    assert "zero_optimization.offload_param.device: cpu → strategy.offload_parameters=cpu" in capsys.readouterr().err
+    config = compose("steps=10", written({"zero_optimization": {"stage": 2, "cpu_offload": True}}))
+    assert (config.strategy.name, config.strategy.offload_optimizer) == ("zero2", Offload.cpu)
+    assert "zero_optimization.cpu_offload: true → strategy.offload_optimizer=cpu" in capsys.readouterr().err
 
 
 def test_stage_0_is_ddp_and_a_word_that_agrees_is_no_contradiction(written):

@@ -14,6 +14,7 @@ from trainer.checkpoint.store import save
 from trainer.distributed import World
 from trainer.strategies.loss_scale import LossScale
 from trainer.strategies.proof import prove
+from trainer.strategies.zero import Offload
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -61,16 +62,18 @@ def test_an_accumulate_that_forgets_the_scale_is_caught():
         tiny.train(placement, "gpt", range(1))
 
 
-def halved(world, strategy):
-    placement = tiny.place(strategy, "gpt", world, precision="fp16")
+def halved(world, strategy, options):
+    placement = tiny.place(strategy, "gpt", world, precision="fp16", **options)
     prove(placement, prober(placement, "gpt"), world)
     seen = tiny.train(placement, "gpt", range(10), micro_batches=2, max_norm=0.5, poison=4)
     return seen | placement.scalars() | {"dtypes": sorted({row["dtype"] for row in placement.state_table()})}
 
 
 def test_c17_fp16_means_products_alone_under_every_strategy():
-    found = {strategy: run_distributed(halved, world, strategy, group=strategy != "single")
+    found = {strategy: run_distributed(halved, world, strategy, {}, group=strategy != "single")
              for strategy, world in (("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2))}  # fmt: skip
+    for strategy in ("zero1", "zero3"):
+        found[f"{strategy}, offloaded"] = run_distributed(halved, 2, strategy, {"offload_optimizer": Offload.cpu})
     (alone,) = found["single"]
     assert alone["losses"][-1] < 0.9 * alone["losses"][0]
     for strategy, ranks in found.items():

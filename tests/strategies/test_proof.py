@@ -73,6 +73,9 @@ def wrong(world, flaw):
         model.bfloat16()
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 1e-3, "base_lr": 1e-3}], fused=True)
     placement = build(called, model, optimizer, world)
+    if flaw == "offload":
+        placement.on_host = lambda: {"exp_avg"}
+        placement.state_table = lambda table=placement.state_table: [row | {"device": "cuda"} for row in table()]
     if flaw == "bytes":
         placement.share = lambda shape: torch.Size(shape).numel() // world.size
     try:
@@ -86,7 +89,8 @@ def wrong(world, flaw):
 @pytest.mark.parametrize(
     ("flaw", "words"),
     [("none", "is not that of all ranks: multiplied by 1.000"), ("half", r"gradient of model.transformer.ln_f.weight is not"),
-     ("dtype", "parameter is bfloat16, should be float32"), ("bytes", "exp_avg takes .* bytes, at most")],
+     ("dtype", "parameter is bfloat16, should be float32"), ("bytes", "exp_avg takes .* bytes, at most"),
+     ("offload", "exp_avg lies on cuda, should be offloaded to cpu")],
 )  # fmt: skip
 def test_c20_a_wrong_placement_is_caught_on_every_rank(flaw, words, world):
     for error in run_distributed(wrong, world, flaw):

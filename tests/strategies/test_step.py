@@ -12,8 +12,8 @@ from tests.distributed import run_distributed
 from trainer.bench.syncs import HostSyncs
 from trainer.choices import ConfigError, find, load_choices
 from trainer.optim import AdamW, Muon
-from trainer.strategies.matrix import REFUSALS, markdown, refuse_unsupported
-from trainer.strategies.zero import Zero2
+from trainer.strategies.matrix import REFUSALS, markdown, refuse_unsupported, support
+from trainer.strategies.zero import Offload, Zero2
 
 PLACED = [("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2)]
 
@@ -197,18 +197,26 @@ def test_b16_what_cannot_go_together_is_refused_with_the_reason():
     load_choices()
     for refusal in REFUSALS:
         for strategy in refusal.strategies:
-            assert refusal.key == "optim"  # each key needs a configuration that has it here
-            config = SimpleNamespace(strategy=SimpleNamespace(name=strategy), optim=find("optim", refusal.value)())
-            with pytest.raises(ConfigError, match=f"strategy={strategy} cannot run with optim={refusal.value}: .*set optim=.*ddp"):
-                refuse_unsupported(config)
+            chosen, optim = find("strategy", strategy)(), AdamW()
+            if refusal.key == "optim":
+                optim, words = find("optim", refusal.value)(), "set optim=.*ddp"
+            else:
+                setattr(chosen, refusal.key.removeprefix("strategy."), Offload(refusal.value))
+                words = f"set {refusal.key}=cpu$"  # no strategy runs with it
+            with pytest.raises(ConfigError, match=f"strategy={strategy} cannot run with {refusal.key}={refusal.value}: .*{words}"):
+                refuse_unsupported(SimpleNamespace(strategy=chosen, optim=optim))
             assert strategy in markdown()
-        refuse_unsupported(SimpleNamespace(strategy=SimpleNamespace(name="ddp"), optim=Muon()))
-        refuse_unsupported(SimpleNamespace(strategy=SimpleNamespace(name="zero2"), optim=AdamW()))
+    refuse_unsupported(SimpleNamespace(strategy=SimpleNamespace(name="ddp"), optim=Muon()))
+    refuse_unsupported(SimpleNamespace(strategy=find("strategy", "zero2")(offload_optimizer=Offload.cpu), optim=AdamW()))
+    rows = {line.split("`")[1]: line.split("|")[2:-1] for line in support().splitlines() if "`" in line}
+    heads = [name.strip() for name in support().splitlines()[0].split("|")[2:-1]]
+    disk = dict(zip(heads, rows["strategy.offload_parameters=nvme"], strict=True))
+    assert {name for name, word in disk.items() if word.strip()} == {"zero3"}, "a strategy without the option has no cell"
 
 
 @pytest.mark.parametrize("options", [{"gradient_clipping": 1.0}, {"zero_optimization": {"stage": 3}}, {"bf16": {"enabled": True}}])
 def test_deepspeed_options_that_are_ours_are_refused(options):
-    with pytest.raises(ConfigError, match=r"strategy\.options: (gradient_clipping|stage|bf16) is set by the framework"):
+    with pytest.raises(ConfigError, match=r"strategy\.options: (gradient_clipping|zero_optimization\.stage|bf16) is set by the framework"):
         Zero2(options=options)
     assert Zero2(options={"zero_optimization": {"overlap_comm": False}}).options
 

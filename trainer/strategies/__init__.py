@@ -106,12 +106,16 @@ class Placement:
         raise NotImplementedError
 
     def state_table(self) -> list[dict[str, Any]]:
-        """Rows {kind, dtype, bytes} of what this rank holds: parameters, gradients, moments; and the dtype of reductions, of no bytes."""
+        """Rows {kind, dtype, bytes, device} of parameters, gradients and moments held here; and the dtype of reductions, of no bytes."""
         raise NotImplementedError
 
     def asked(self) -> dict[str, str]:
         """kind → dtype, where the user has asked for another than float32: the proof at start holds each against what is there."""
         return {}
+
+    def on_host(self) -> set[str]:
+        """Kinds that have to lie in the host's memory, whatever the device: the proof at start looks where they are."""
+        return set()
 
     def shares(self) -> dict[str, int]:
         """kind → most bytes that theory lets this rank hold: the proof at start compares `state_table` with it."""

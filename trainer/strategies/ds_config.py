@@ -37,13 +37,23 @@ _OURS = {
     "fp16.min_loss_scale": "the loss scale is 1 or more",
     "zero_optimization.stage3_gather_16bit_weights_on_model_save": "model/ is always written whole",
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": "model/ is always written whole",
-    "zero_optimization.cpu_offload": "an old key; offload_optimizer says where",
+    "zero_optimization.cpu_offload_use_pin_memory": "an old key; what is offloaded is in pinned memory",
+    "zero_optimization.offload_optimizer.nvme_path": "nothing is kept on a disk",
+    "zero_optimization.offload_param.nvme_path": "nothing is kept on a disk",
+}
+# Sections of what is offloaded: their name in older files, the key of ours, and the stages that can.
+_OFFLOADS = {
+    "offload_optimizer": ("cpu_offload", "strategy.offload_optimizer", (1, 2, 3)),
+    "offload_param": ("cpu_offload_param", "strategy.offload_parameters", (3,)),
 }
 # What would change the result, or what the loop rests on.
 _REFUSED = {
     "amp": "set precision=bf16 or precision=fp16 instead",
     "zero_optimization.zero_quantized_weights": "it would make weights less than fp32",
     "zero_optimization.zero_quantized_gradients": "it would make gradients less than fp32",
+    "zero_optimization.zenflow": "it would make updates late",
+    "zero_optimization.offload_optimizer.ratio": "the whole update is on the host, or none of it",
+    "zero_optimization.offload_optimizer.super_offload": "the update is that of the optimizer that optim names",
     "sparse_attention": "models have attention of their own",
     "curriculum_learning": "the order of the data is that of Shardloom",
     "data_efficiency": "the order of the data is that of Shardloom",
@@ -121,10 +131,7 @@ def _translations(content: dict[str, Any], given: dict[str, str]) -> Iterator[Tr
     clip = content.pop("gradient_clipping", "auto")
     if clip != "auto":
         yield Translation(f"gradient_clipping: {clip}", f"optim.max_norm={clip or 'null'}")
-    for part in ("optimizer", "param"):
-        device = (zero.pop(f"offload_{part}", None) or {}).get("device", "none")
-        if device not in ("none", "auto"):
-            raise ConfigError(f"{KEY}: zero_optimization.offload_{part}.device: {device}; allowed: none")
+    yield from _offload(zero, stage)
     data_types = content.pop("data_types", {})
     if data_types.get("grad_accum_dtype", "fp32") not in ("auto", "fp32", None):
         raise ConfigError(f"{KEY}: data_types.grad_accum_dtype: {data_types['grad_accum_dtype']}; gradients are summed in fp32, remove it")
@@ -203,6 +210,24 @@ def _scheduler(section: dict[str, Any], given: dict[str, str]) -> Iterator[Trans
         yield Translation(f"scheduler.params.warmup_type: {shape}", note="the warm-up is linear here")
     for key, value in params.items():
         raise ConfigError(f"{KEY}: scheduler.params.{key}: {value}; there is no such option of schedule={ours}; remove it")
+
+
+def _offload(zero: dict[str, Any], stage: int) -> Iterator[Translation]:
+    for section, (old, ours, stages) in _OFFLOADS.items():
+        given, source = dict(zero.pop(section, None) or {}), f"zero_optimization.{section}"
+        before = zero.pop(old, False) is True
+        device = given.pop("device", "cpu" if before else "none")
+        if device in ("none", "auto"):
+            continue  # what else the section says is of no use then
+        told = f"zero_optimization.{old}: true" if before else f"{source}.device: {device}"
+        if stage not in stages:
+            raise ConfigError(f"{KEY}: {told}; stage {stage} cannot, allowed: stage {', '.join(map(str, stages))}; remove it from the file")
+        if device != "cpu":
+            raise ConfigError(f"{KEY}: {told}; allowed: none, cpu")
+        yield Translation(told, f"{ours}={device}")
+        if given.get("ratio") == 1.0:
+            del given["ratio"]
+        yield from _passed_on(given, f"{source}.", stage)
 
 
 def _passed_on(section: dict[str, Any], prefix: str, stage: int) -> Iterator[Translation]:

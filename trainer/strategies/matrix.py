@@ -25,6 +25,8 @@ class Refusal:
 # Each rank holds only a part of every tensor.
 _CUT = ("zero1", "zero2", "zero3", "fsdp", "hsdp")
 
+_SWAPPED = "DeepSpeed leaves on the disk what checkpoints, averages and the proof before step 1 read and write between steps"
+
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         strategies=_CUT,
@@ -47,6 +49,23 @@ REFUSALS: tuple[Refusal, ...] = (
         reason="Adafactor averages over the rows and columns of whole matrices, and each rank of this strategy holds only a part of them",
         mend="optim=adamw or lion, or strategy=ddp",
     ),
+    Refusal(
+        strategies=("zero1", "zero2"),
+        key="strategy.offload_optimizer",
+        value="nvme",
+        reason="DeepSpeed swaps moments to a disk under stage 3 alone, and would keep them in the host's memory without a word",
+        mend="strategy.offload_optimizer=cpu",
+    ),
+    *(
+        Refusal(
+            strategies=("zero3",),
+            key=key,
+            value="nvme",
+            reason=_SWAPPED,
+            mend=f"{key}=cpu",
+        )
+        for key in ("strategy.offload_optimizer", "strategy.offload_parameters")
+    ),
 )
 
 
@@ -61,6 +80,10 @@ class Unproven:
 
 UNPROVEN: tuple[Unproven, ...] = (
     Unproven(("fsdp", "hsdp"), "strategy.cpu_offload=true", "no GPU has run it; on CPUs it is tested, where it changes nothing"),
+    Unproven(
+        ("zero1", "zero2", "zero3"), "strategy.offload_optimizer=cpu", "no GPU has run it; on CPUs it is tested to give the same curve"
+    ),
+    Unproven(("zero3",), "strategy.offload_parameters=cpu", "no GPU has run it; on CPUs it is tested to give the same curve"),
     Unproven(("fsdp", "hsdp"), "strategy.prefetch", "no GPU has run it; on CPUs it is tested to change no number, and gains nothing"),
 )
 
@@ -69,9 +92,10 @@ def refuse_unsupported(config: Config) -> None:
     """Raise ConfigError naming both sides, the reason and the mend, where a configuration meets a cell of the table."""
     for refusal in REFUSALS:
         if config.strategy.name in refusal.strategies and value_at(config, refusal.key) == refusal.value:
+            elsewhere = allowed(refusal)
+            runs = f"; it runs with {refusal.key}={refusal.value} under {elsewhere}" if elsewhere else ""
             raise ConfigError(
-                f"strategy={config.strategy.name} cannot run with {refusal.key}={refusal.value}: {refusal.reason}; "
-                f"set {refusal.mend}; it runs with {refusal.key}={refusal.value} under {allowed(refusal)}"
+                f"strategy={config.strategy.name} cannot run with {refusal.key}={refusal.value}: {refusal.reason}; set {refusal.mend}{runs}"
             )
 
 
@@ -84,9 +108,19 @@ def value_at(config: Any, key: str) -> Any:
 
 def allowed(refusal: Refusal) -> str:
     """The strategies that a feature does run under."""
+    return "|".join(name for name, word in cells(refusal.key, refusal.value).items() if word == "yes")
+
+
+def cells(key: str, value: Any) -> dict[str, str]:
+    """Of each strategy, whether it runs with `key` at `value`: `yes`, `–`, or nothing where it has no such key."""
     from trainer.choices import groups
 
-    return "|".join(name for name in sorted(groups()["strategy"]) if name not in refusal.strategies)
+    refusing = {name for cell in REFUSALS if (cell.key, cell.value) == (key, value) for name in cell.strategies}
+    own = key.removeprefix("strategy.")
+    return {
+        name: "–" if name in refusing else "yes" if own == key or hasattr(strategy, own) else ""
+        for name, strategy in sorted(groups()["strategy"].items())
+    }
 
 
 def support() -> str:
@@ -94,12 +128,11 @@ def support() -> str:
     from trainer.choices import groups
 
     strategies = list(groups()["strategy"])
-    features = [("optim", name) for name in groups()["optim"]]
-    features += [(cell.key, cell.value) for cell in REFUSALS if (cell.key, cell.value) not in features]
+    features = [("optim", name) for name in groups()["optim"]] + [(cell.key, cell.value) for cell in REFUSALS]
     rows = [f"| | {' | '.join(strategies)} |", f"|---|{':---:|' * len(strategies)}"]
     for key, value in dict.fromkeys(features):
-        refusing = {name for cell in REFUSALS if (cell.key, cell.value) == (key, value) for name in cell.strategies}
-        rows.append(f"| `{key}={value}` | {' | '.join('–' if name in refusing else 'yes' for name in strategies)} |")
+        found = cells(key, value)
+        rows.append(f"| `{key}={value}` | {' | '.join(found[name] for name in strategies)} |")
     return "\n".join(rows)
 
 

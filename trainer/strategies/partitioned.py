@@ -18,7 +18,8 @@ from trainer.checkpoint.boxes import Box, Shape, boxes_of_range
 from trainer.checkpoint.pieces import Piece
 from trainer.strategies import Placement
 from trainer.strategies.loss_scale import LossScale
-from trainer.strategies.torch_driven import prime, require_skipping, set_counts
+from trainer.strategies.tables import table
+from trainer.strategies.torch_driven import moments, prime, require_skipping, set_counts
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -164,6 +165,22 @@ class Partitioned(Placement):
         finally:
             averaging.exchange_averages(self.zero.optimizer)
             self.follow()
+
+    # What is where.
+
+    def table(self, parameters: list[Tensor], gradients: list[Tensor]) -> list[dict[str, Any]]:
+        """The table of state: these, and what all stages have in their masters."""
+        masters = self.masters()
+        held: dict[str, list[Tensor]] = {"parameter": parameters, "gradient": list(gradients), "master": masters}
+        held["gradient"] += [master.grad for master in masters if master.grad is not None]
+        for master in masters:
+            for kind, tensor in moments(self.zero.optimizer, master):
+                held.setdefault(kind, []).append(tensor)
+        return table(held, set(self.zero.ipg_buckets))
+
+    def on_host(self) -> set[str]:
+        offload = self.engine.zero_use_cpu_optimizer()
+        return set(self.shares()) - {"parameter", "gradient"} if offload else set()
 
 
 def prepare_engine(module: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], world: World) -> DeepSpeedEngine:

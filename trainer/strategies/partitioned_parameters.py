@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from trainer.checkpoint.boxes import boxes_of_range
 from trainer.models.deferred import exchange_parameters, move_buffers
 from trainer.strategies.partitioned import Partitioned, Range, quieten
-from trainer.strategies.tables import table
 from trainer.strategies.torch_driven import is_count
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class PartitionedParameters(Partitioned):
         self.zero.finalize_gradient_accumulation_boundary()
 
     def drop(self) -> Tensor:
-        norm = torch.stack(self.zero._get_norm_groups()).norm()
+        norm = torch.stack(self.zero._get_norm_groups()).norm().to(self.device)
         self.zero._pre_step()
         self.zero._partition_all_parameters()
         self.zero.zero_grad(set_to_none=True)
@@ -109,19 +108,11 @@ class PartitionedParameters(Partitioned):
     # What is where.
 
     def state_table(self) -> list[dict[str, Any]]:
-        parameters = [parameter for _, parameter in self.named]
-        held: dict[str, list[Tensor]] = {"parameter": [parameter.ds_tensor for parameter in parameters]}
-        held["parameter"] += [parameter.data for parameter in parameters if parameter.data.numel() == parameter.ds_numel]
-        held["gradient"] = [self.zero.grad_partitions_flat_buffer]
-        held["gradient"] += [parameter.grad for parameter in parameters if parameter.grad is not None]
-        held["master"] = self.masters()
-        if self.zero.offload_optimizer:
-            held["gradient"] += [master.grad for master in self.masters() if master.grad is not None]
-        for master in self.masters():
-            for kind, tensor in self.zero.optimizer.state[master].items():
-                if not is_count(kind):
-                    held.setdefault(kind, []).append(tensor)
-        return table(held, set(self.zero.ipg_buckets))
+        partitioned = [parameter for _, parameter in self.named]
+        parameters = [parameter.ds_tensor for parameter in partitioned]
+        parameters += [parameter.data for parameter in partitioned if parameter.data.numel() == parameter.ds_numel]
+        gradients = [parameter.grad for parameter in partitioned if parameter.grad is not None]
+        return self.table(parameters, [self.zero.grad_partitions_flat_buffer, *gradients])
 
     def shares(self) -> dict[str, int]:
         share = 4 * sum(-(-parameter.ds_numel // self.data_size) for _, parameter in self.named)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from trainer.strategies.partitioned import Partitioned, Range
-from trainer.strategies.tables import table
 from trainer.strategies.torch_driven import is_count
 
 if TYPE_CHECKING:
@@ -69,11 +68,13 @@ class PartitionedState(Partitioned):
 
     def drop(self) -> Tensor:
         self._is_final = False
-        norm: Tensor = self.zero.scaled_global_norm()
+        norm: Tensor = self.zero.scaled_global_norm().to(self.device)
         self.zero.zero_grad(set_to_none=True)
         if self.zero.cpu_offload:
             self.zero.reset_cpu_buffers()
             self.zero._offload_accumulated_param_ids = set()
+            # The next backward is the first of its step, and writes over what is accumulated on the host.
+            self.zero.micro_step_id = -1
         for group in self.zero.averaged_gradients:
             self.zero.averaged_gradients[group] = self.zero.all_grad_tensors[group] = None
         return norm
@@ -97,17 +98,11 @@ class PartitionedState(Partitioned):
     # What is where.
 
     def state_table(self) -> list[dict[str, Any]]:
-        held: dict[str, list[Tensor]] = {"parameter": list(self.zero.bit16_groups_flat)}
-        held["gradient"] = [grad for tensors in self.zero.all_grad_tensors.values() for grad in tensors or ()]
-        held["gradient"] += [parameter.grad for _, parameter in self.named if parameter.grad is not None]
-        held["master"] = self.masters()
+        gradients = [grad for tensors in self.zero.all_grad_tensors.values() for grad in tensors or ()]
+        gradients += [parameter.grad for _, parameter in self.named if parameter.grad is not None]
         if self.zero.cpu_offload:
-            held["gradient"] += [master.grad for master in self.masters() if master.grad is not None]
-        for master in self.masters():
-            for kind, tensor in self.zero.optimizer.state[master].items():
-                if not is_count(kind):
-                    held.setdefault(kind, []).append(tensor)
-        return table(held, set(self.zero.ipg_buckets))
+            gradients += self.zero.accumulated_grads_in_cpu.values()
+        return self.table(list(self.zero.bit16_groups_flat), gradients)
 
     def shares(self) -> dict[str, int]:
         most = {"parameter": 0, "gradient": 0}
@@ -119,7 +114,7 @@ class PartitionedState(Partitioned):
             cut = share + 8 * max(parameter.numel() for parameter in parameters)
             most["gradient"] += cut if self.zero.partition_gradients else 4 * elements
             if self.zero.cpu_offload:
-                most["gradient"] += share
+                most["gradient"] += share  # beside what accumulates, what the update reads
             for kind in ("master", *self.zero.optimizer.state[master]):
                 if not is_count(kind):
                     most[kind] = most.get(kind, 0) + share

@@ -32,7 +32,7 @@ class ProofError(RuntimeError):
 
 @dataclass(frozen=True)
 class Proof:
-    """What was shown. tables: by rank, rows {kind, dtype, bytes, share}, share the most bytes that theory allows."""
+    """What was shown. tables: by rank, rows {kind, dtype, bytes, device, share}, share the most bytes that theory allows."""
 
     tables: list[list[dict[str, Any]]]
 
@@ -42,7 +42,7 @@ class Proof:
         for row in self.tables[0]:
             same = [other for table in self.tables for other in table if (other["kind"], other["dtype"]) == (row["kind"], row["dtype"])]
             sizes = [other["bytes"] for other in same]
-            size = "" if row["kind"] == "reduction" else f"{min(sizes):>16,} … {max(sizes):,} bytes a rank"
+            size = "" if row["kind"] == "reduction" else f"{min(sizes):>16,} … {max(sizes):,} bytes a rank on {row['device']}"
             found.append(f"{row['kind']:<12} {row['dtype']:<10}{size}")
         return found
 
@@ -55,7 +55,7 @@ def prove(placement: Placement, run_backward: Callable[[float], None], world: Wo
     """
     plain, table = _backward(placement, run_backward, 1.0)
     scaled, _ = _backward(placement, run_backward, world.rank + 1.0)
-    complaints = [*_world(world), *_gradients(plain, scaled, (world.size + 1) / 2), *_state(table, placement.shares(), placement.asked())]
+    complaints = [*_world(world), *_gradients(plain, scaled, (world.size + 1) / 2), *_state(table, placement)]
     words = exchange(world, "proof", json.dumps({"complaints": complaints, "table": table}))
     ranks = [json.loads(word) for word in words]
     wrong = [f"rank {rank}: {complaint}" for rank, found in enumerate(ranks) for complaint in found["complaints"]]
@@ -97,13 +97,19 @@ def _gradients(plain: dict[str, Tensor], scaled: dict[str, Tensor], ratio: float
     return found if len(found) <= 3 else [*found[:3], f"and {len(found) - 3} more gradients likewise"]
 
 
-def _state(table: list[dict[str, Any]], shares: dict[str, int], asked: dict[str, str]) -> list[str]:
+def _state(table: list[dict[str, Any]], placement: Placement) -> list[str]:
+    shares, asked, on_host = placement.shares(), placement.asked(), placement.on_host()
     held: dict[str, int] = {}
     for row in table:
         held[row["kind"]] = held.get(row["kind"], 0) + row["bytes"]
     expected = {row["kind"]: asked.get(row["kind"], "float32") for row in table}
     wrong = [
         f"{row['kind']} is {row['dtype']}, should be {expected[row['kind']]}" for row in table if row["dtype"] != expected[row["kind"]]
+    ]
+    wrong += [
+        f"{row['kind']} lies on {row['device']}, should be offloaded to cpu"
+        for row in table
+        if row["kind"] in on_host and row["device"] != "cpu"
     ]
     for kind, size in held.items():
         if size > shares.get(kind, 0):

@@ -5,7 +5,9 @@ DeepSpeed's engine, constructed by Accelerate and driven by us. https://arxiv.or
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import ConfigError, choice, placement
@@ -20,11 +22,20 @@ if TYPE_CHECKING:
     from trainer.strategies import BuildOptimizer
 
 
+class Offload(str, Enum):
+    """Where state lies that is not on the device."""
+
+    none = "none"
+    cpu = "cpu"
+    nvme = "nvme"
+
+
 @dataclass
 class Zero(Strategy):
     """A stage of ZeRO."""
 
     stage: ClassVar[int]
+    offload_optimizer: Offload = placement(Offload.none, help="masters, moments and their update: none | cpu, in the host's memory | nvme")
     options: dict[str, Any] = placement(default_factory=dict, help="keys of DeepSpeed's configuration that the framework does not name")
     ds_config: str | None = placement(None, help="an existing ds_config.json, translated into keys of ours when the run is composed")
 
@@ -33,14 +44,23 @@ class Zero(Strategy):
             raise ConfigError(
                 f"strategy.ds_config: {self.ds_config}; it is translated where it stands on the command line, no file may hold it"
             )
-        for key, value in self.options.items():
-            clash = sorted(set(value) & _OWN_OF_ZERO) if key == "zero_optimization" else [key] if key in OWN or key in _ELSEWHERE else []
-            if clash:
-                instead = f"; set {_ELSEWHERE[clash[0]]}" if clash[0] in _ELSEWHERE else ""
+        for key in dotted(self.options):
+            if key in _TAKEN:
+                instead = f"; set {_TAKEN[key]}" if _TAKEN[key] else ""
                 raise ConfigError(
-                    f"strategy.options: {', '.join(clash)} is set by the framework, which rests on its value; remove it{instead}, "
+                    f"strategy.options: {key} is set by the framework, which rests on its value; remove it{instead}, "
                     "options is for keys of DeepSpeed's configuration that the framework does not name"
                 )
+        for section in _OFFLOADS:
+            if section in self.options.get("zero_optimization", {}) and section not in self.offloads():
+                raise ConfigError(
+                    f"strategy.options: zero_optimization.{section} says how to offload what is not offloaded; "
+                    f"remove it, or set {_OFFLOADS[section]}=cpu"
+                )
+
+    def offloads(self) -> dict[str, dict[str, Any]]:
+        """DeepSpeed's section of each part of the state that is offloaded."""
+        return {} if self.offload_optimizer is Offload.none else {"offload_optimizer": {"device": self.offload_optimizer.value}}
 
     def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
         from trainer.models.deferred import materialise
@@ -58,6 +78,7 @@ class Zero(Strategy):
         torch_autocast = {"enabled": autocast is not None, "dtype": autocast or "bfloat16", "lower_precision_safe_modules": []}
         # Buckets of 200 MB: the default of 2 GB is allocated whole, whatever the size of the model.
         zero = {"stage": self.stage, "reduce_bucket_size": 50_000_000} | self.own() | options.pop("zero_optimization", {})
+        zero |= {section: zero.get(section, {}) | own for section, own in self.offloads().items()}
         return OWN | {"torch_autocast": torch_autocast, "zero_optimization": zero} | options
 
     def own(self) -> dict[str, Any]:
@@ -87,6 +108,13 @@ class Zero3(Zero):
 
     name: str = "zero3"
     stage: ClassVar[int] = 3
+    offload_parameters: Offload = placement(
+        Offload.none, help="what no module computes with at the moment: none | cpu, in the host's memory | nvme"
+    )
+
+    def offloads(self) -> dict[str, dict[str, Any]]:
+        own = {} if self.offload_parameters is Offload.none else {"offload_param": {"device": self.offload_parameters.value}}
+        return super().offloads() | own
 
     def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
         import copy
@@ -117,12 +145,14 @@ OWN: dict[str, Any] = {
     "gradient_clipping": 0.0,
     "communication_data_type": "fp32",
     "zero_allow_untested_optimizer": True,
+    # With offload, the optimizer that optim names would be exchanged for one that cannot drop a step.
+    "zero_force_ds_cpu_optimizer": False,
     "steps_per_print": None,
 }
-# The stage is the strategy; with offload gradients lie where the proof before step 1 does not find them.
-_OWN_OF_ZERO = {"stage", "offload_optimizer", "offload_param"}
-# What has a key of ours.
-_ELSEWHERE = {
+# DeepSpeed's sections of offload, and the key of ours that asks for each.
+_OFFLOADS = {"offload_optimizer": "strategy.offload_optimizer", "offload_param": "strategy=zero3 strategy.offload_parameters"}
+# Keys of DeepSpeed's that options may not have, and what to set instead, where there is a key of ours.
+_TAKEN = dict.fromkeys(OWN, "") | {
     "train_batch_size": "global_batch",
     "gradient_clipping": "optim.max_norm",
     "optimizer": "optim",
@@ -131,4 +161,20 @@ _ELSEWHERE = {
     "bf16": "precision",
     "fp16": "precision",
     "amp": "precision",
+    "zero_optimization.stage": "strategy=zero1, zero2 or zero3",
+    "zero_optimization.cpu_offload": "strategy.offload_optimizer=cpu",
+    "zero_optimization.cpu_offload_param": "strategy=zero3 strategy.offload_parameters=cpu",
+    # A part of the update on the device, or delayed: the loop drives one optimizer, in step.
+    "zero_optimization.offload_optimizer.ratio": "",
+    "zero_optimization.offload_optimizer.super_offload": "",
+    "zero_optimization.zenflow": "",
 }
+_TAKEN |= {f"zero_optimization.{section}.device": key for section, key in _OFFLOADS.items()}
+
+
+def dotted(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of nested options, a section's as well as those in it."""
+    for key, value in options.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
