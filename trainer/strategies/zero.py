@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Offload(str, Enum):
-    """Where state lies that is not on the device."""
+    """Where a part of the state lies: on the device (none), in the host's memory, on a disk (which the support matrix refuses)."""
 
     none = "none"
     cpu = "cpu"
@@ -35,7 +35,7 @@ class Zero(Strategy):
     """A stage of ZeRO."""
 
     stage: ClassVar[int]
-    offload_optimizer: Offload = placement(Offload.none, help="masters, moments and their update: none | cpu, in the host's memory | nvme")
+    offload_optimizer: Offload = placement(Offload.none, help="masters, moments and their update: none, on the device | cpu, on the host")
     options: dict[str, Any] = placement(default_factory=dict, help="keys of DeepSpeed's configuration that the framework does not name")
     ds_config: str | None = placement(None, help="an existing ds_config.json, translated into keys of ours when the run is composed")
 
@@ -109,7 +109,7 @@ class Zero3(Zero):
     name: str = "zero3"
     stage: ClassVar[int] = 3
     offload_parameters: Offload = placement(
-        Offload.none, help="what no module computes with at the moment: none | cpu, in the host's memory | nvme"
+        Offload.none, help="parameters that no module computes with: none, on the device | cpu, on the host"
     )
 
     def offloads(self) -> dict[str, dict[str, Any]]:
