@@ -121,6 +121,11 @@ class Config:
         return eval_sets(self.evals)
 
     @property
+    def objective(self) -> str:
+        """The head that its task needs of its model."""
+        return self.task.objective_on(self.model)
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir)
 

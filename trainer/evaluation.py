@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from trainer.atomic import write_json
 from trainer.data.batches import Batches
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loading import Loader
 from trainer.data.order import Order
+from trainer.exchange import gather, spread
 from trainer.strategies import Placement
 from trainer.tasks import Task
+from trainer.tasks.labelled import Labelled, Scored
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -32,21 +38,53 @@ class HeldOut:
         single = {source: part for source, part in self.parts.items() if not part.members}
         self.loaders = {source: held_out_loader(task, part, seed, rows, placement, workers) for source, part in single.items()}
         self.evaluated_at = -1
+        # Of examples with labels, what the last evaluation found beside its figures, by the name of the set; on rank 0.
+        self.tables: dict[str, Any] = {}
 
     def figures(self, device: torch.device) -> dict[str, Any]:
         """Figures over the whole set, equal on every rank; in a mixture over each source too, as `eval_<source>_…`.
 
         Those of a named set are `eval_<name>_…` as well; of the run's own data `eval_loss`, `eval_<term>_loss` and the task's metrics.
         """
-        counted = {source: counts(self.placement, self.task, loader, device) for source, loader in self.loaders.items()}
+        measured = {source: measure(self.placement, self.task, loader, device) for source, loader in self.loaders.items()}
+        scored = {source: self._scored(source, one.predictions) for source, one in measured.items()}
         found: dict[str, Any] = {}
         for group, part in self.parts.items():
-            mine = [pair for source, pair in counted.items() if not group or f"{source}.".startswith(f"{group}.")]
-            sums = {key: sum(one[key] for one, _ in mine) for key in mine[0][0]}
-            targets = {term: sum(one[term] for _, one in mine) for term in mine[0][1]}
-            figures = losses(self.task, sums, targets) | self.task.metrics(sums, targets, part)
+            mine = [source for source in measured if not group or f"{source}.".startswith(f"{group}.")]
+            sums = {key: sum(measured[source].sums[key] for source in mine) for key in measured[mine[0]].sums}
+            targets = {term: sum(measured[source].targets[term] for source in mine) for term in self.task.terms}
             name = ".".join(filter(None, (self.name, group)))
+            figures = losses(self.task, sums, targets) | self.task.metrics(sums, targets, part)
+            if isinstance(self.task, Labelled):
+                figures |= self._score(name, [one for source in mine for one in scored[source]])
             found |= {f"eval_{name}_{key.removeprefix('eval_')}" if name else key: value for key, value in figures.items()}
+        return found
+
+    def write_tables(self, run: RunDir, step: int) -> None:
+        """Keep what the last evaluation found beside its figures, such as figures by label: `evaluation/held_out.json` and by set."""
+        for name, tables in self.tables.items():
+            (run / "evaluation").mkdir(exist_ok=True)
+            write_json(run / "evaluation" / f"{name or 'held_out'}.json", {"step": step, **tables})
+
+    def _scored(self, source: str, predictions: dict[int, Any]) -> list[Scored]:
+        """Every example of a source with the predictions of its rows; on rank 0 alone, which has gathered them."""
+        gathered = {int(row): value for words in gather(json.dumps(predictions)) for row, value in json.loads(words).items()}
+        if not gathered:
+            return []
+        split, by_example = self.loaders[source].split, defaultdict[int, list[Any]](list)
+        for row in sorted(gathered):
+            by_example[int(split.rows.pieces(row)[0, 1])].append(gathered[row])
+        records = self.parts[source].records("eval")
+        return [Scored(records[number], found) for number, found in sorted(by_example.items())]
+
+    def _score(self, name: str, scored: list[Scored]) -> dict[str, Any]:
+        """Figures by rank 0, told to all."""
+        assert isinstance(self.task, Labelled)
+        words = ""
+        if scored:
+            score = self.task.score(scored, self.corpus.learned)
+            self.tables[name], words = score.tables, json.dumps(score.figures)
+        found: dict[str, Any] = json.loads(spread(words))
         return found
 
 
@@ -73,30 +111,43 @@ def held_out_loader(task: Task, corpus: Corpus, seed: int, rows_at_once: int, pl
     )
 
 
-def counts(placement: Placement, task: Task, loader: Loader, device: torch.device) -> tuple[dict[str, float], dict[str, int]]:
-    """What the module returns, summed over all samples and ranks, and the number of targets of each term."""
+@dataclass(frozen=True)
+class Measured:
+    """What a module returned: sums over all samples and ranks, targets of each term, and this rank's predictions by row."""
+
+    sums: dict[str, float]
+    targets: dict[str, int]
+    predictions: dict[int, Any]
+
+
+def measure(placement: Placement, task: Task, loader: Loader, device: torch.device) -> Measured:
+    """Evaluate a module on all samples of a loader; entered by every rank."""
     module = placement.module
     was_training = module.training
     module.eval()
     names: list[str] = []
     total: torch.Tensor | None = None
     targets = dict.fromkeys(task.terms, 0)
+    predictions: dict[int, Any] = {}
     try:
         with torch.no_grad():
             for step in loader.steps():
                 for term in targets:
                     targets[term] += step.targets[term]
                 for batch in step.micro_batches:
-                    sums = module(batch.to(device))
-                    names = list(sums)
-                    values = torch.stack([value.double() for value in sums.values()])
+                    results = module(batch.to(device))
+                    names = [name for name, value in results.items() if value.dim() == 0]
+                    values = torch.stack([results[name].double() for name in names])
                     total = values if total is None else total + values
+                    if isinstance(task, Labelled) and batch.rows:
+                        outputs = {name: value.float().cpu().numpy() for name, value in results.items() if value.dim()}
+                        predictions.update(zip(batch.rows, task.predictions(outputs), strict=True))
     finally:
         module.train(was_training)
     assert total is not None, "prepare refuses an empty held-out split"
     if placement.data_size > 1:
         dist.all_reduce(total)
-    return dict(zip(names, total.tolist(), strict=True)), targets
+    return Measured(dict(zip(names, total.tolist(), strict=True)), targets, predictions)
 
 
 def losses(task: Task, sums: dict[str, float], targets: dict[str, int]) -> dict[str, float]:

@@ -95,7 +95,7 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
     prepared = prepare(config)
     corpus = open_corpus(prepared.corpus, prepared.rows)
     config.task.baselines(corpus)
-    config.model.verify(config.task.objective, corpus.vocabulary, config.sequence_length)
+    config.model.verify(config.objective, corpus.vocabulary, config.sequence_length)
     refuse_other_ids(config, corpus)
     if config.resume.overwrite or not run.holds_run:
         refuse_unfitting(config, corpus)

@@ -12,6 +12,7 @@ from trainer.config import Config, flatten, to_dict
 from trainer.data.corpus import Corpus
 from trainer.data.tokenizer_files import load_tokenizer, locate
 from trainer.data.tokenizers import Pretrained as PretrainedTokenizer
+from trainer.models import skeleton_of
 from trainer.models.pretrained import Pretrained
 from trainer.run import RunDir, checkpoint_of, load_frozen
 
@@ -71,7 +72,7 @@ def refuse_other_ids(config: Config, corpus: Corpus) -> None:
 
 
 def _refuse_other_shapes(config: Config, checkpoint: Path, theirs: RunDir, corpus: Corpus) -> None:
-    model = config.model.skeleton(config.task.objective, corpus.vocabulary, config.sequence_length)
+    model = skeleton_of(config, corpus)
     try:
         held = shapes_in(checkpoint)
     except CheckpointError as error:

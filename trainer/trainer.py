@@ -248,7 +248,9 @@ class Training:
     def _evaluate(self, held_out: HeldOut) -> None:
         with self.meter.paused(), self._averaged():
             figures = held_out.figures(self.world.device)
-            if self.config.tracking.samples and not held_out.name:  # type: ignore[attr-defined]
+            if self.world.leads:
+                held_out.write_tables(self.run, self.step)
+            if self.config.tracking.samples and not held_out.name and not self.corpus.examples:  # type: ignore[attr-defined]
                 self.trackers.samples(self.step, samples(self.placement, self.corpus, self.config, self.world))
         held_out.evaluated_at = self.step
         self.evaluated |= figures

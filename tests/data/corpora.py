@@ -13,6 +13,8 @@ from trainer.data.parts import Stretch
 from trainer.data.prepare import open_corpus, prepare
 from trainer.data.sources import Document, OnError, Source, SourceFile, Text
 from trainer.data.tokenizers import Tokenizer, Train
+from trainer.models import Model
+from trainer.models.gpt2 import GPT2
 from trainer.tasks import Task
 from trainer.tasks.clm import CausalLM
 
@@ -24,6 +26,7 @@ class Settings:
     data: Source
     tokenizer: Tokenizer = field(default_factory=lambda: Train(vocab_size=400))
     task: Task = field(default_factory=CausalLM)
+    model: Model = field(default_factory=GPT2)
     sequence_length: int = 32
     seed: int = 0
     fingerprint: str | None = None

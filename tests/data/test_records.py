@@ -92,10 +92,10 @@ def test_an_array_is_read_in_blocks_of_any_size(scratch, records, indent, ascii,
     ],
 )
 def test_columns_are_names_paths_and_lists(tmp_path, records, text, expected):
-    from trainer.data.columns import json_columns
+    from trainer.data.columns import json_columns, text_columns
 
     file = SourceFile(str(write_lines(tmp_path / "a.jsonl", records)))
-    columns = json_columns([file], [text] if isinstance(text, str) else text)
+    columns = text_columns([file], [text] if isinstance(text, str) else text, json_columns)
     [segment] = JsonRecords(tuple(columns)).segments(0, file, 100)
     assert JsonRecords(tuple(columns)).documents(segment).texts == [expected.encode()]
 

@@ -1,9 +1,9 @@
-"""Which columns hold the text: as asked for, or the only ones that can be meant."""
+"""Which columns are what: as asked for, or the only ones that can be meant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from trainer.choices import ConfigError, nearest
 from trainer.data.arrow_files import Table, holds_text, is_bytes, types_of
@@ -11,26 +11,71 @@ from trainer.data.csv_files import first_rows
 from trainer.data.json_files import first_records
 from trainer.data.sources import SourceFile
 
+if TYPE_CHECKING:
+    from trainer.tasks import Field
+
 DEFAULT = "text"
+# Of a file: column → whether it holds text.
+There = Callable[[SourceFile], Mapping[str, bool]]
 
 
-def json_columns(files: Sequence[SourceFile], wanted: list[str] | None) -> list[str]:
-    """The columns to read of JSON files, from their first records. Raises ConfigError (B14) for a file that does not have them."""
+def text_columns(files: Sequence[SourceFile], wanted: list[str] | None, there: There) -> list[str]:
+    """The columns that hold the text of a document. Raises ConfigError (B14) for a file that does not have them."""
     for file in files:
-        records = first_records(file)
-        if records:
-            wanted = choose_columns(file, _described(records), wanted)
+        if columns := there(file):
+            wanted = choose_columns(file, columns, wanted)
     # Of files without a record whatever is read is nothing.
     return wanted or [DEFAULT]
 
 
-def csv_columns(files: Sequence[SourceFile], wanted: list[str] | None, delimiter: str, quote: str) -> list[str]:
-    """The columns to read of CSV files. A column of numbers holds no text. Raises ConfigError (B14) for a file that lacks one."""
+def field_columns(
+    files: Sequence[SourceFile], fields: Mapping[str, Field], wanted: Mapping[str, list[str]], there: There
+) -> list[tuple[str, str]]:
+    """(field, column) for every column of an example that is read. wanted: those asked for, by field.
+
+    Raises ConfigError (B14): a field that no column goes by the name of, a column that a file lacks, a field that the task does not read.
+    """
+    for field, columns in wanted.items():
+        if field not in fields:
+            reads = ", ".join(fields)
+            raise ConfigError(f"data.columns.{field}: {columns[0]!r}; the task reads no {field}, but {reads}{nearest(field, fields)}")
+    found: list[tuple[str, str]] | None = None
     for file in files:
-        header, rows = first_rows(file, delimiter, quote)
-        text = [any(row[place] and not _is_number(row[place]) for row in rows) for place in range(len(header))]
-        wanted = choose_columns(file, dict(zip(header, text, strict=True)), wanted)
-    return wanted or [DEFAULT]
+        held = there(file)
+        if not held:
+            continue
+        if found is None:
+            found = [(field, column) for field, what in fields.items() for column in _meant(file, field, what, wanted.get(field), held)]
+        for field, column in found:
+            if column not in held:
+                where, have = f"data.columns.{field}: {column!r} is no column of {file.shown}", ", ".join(held)
+                raise ConfigError(f"{where}; its columns: {have}{nearest(column, held)}")
+    return found or [(field, what.columns[0]) for field, what in fields.items()]
+
+
+def _meant(file: SourceFile, field: str, what: Field, wanted: list[str] | None, there: Mapping[str, bool]) -> list[str]:
+    """The columns of a field in a file; none of one that may be missing."""
+    if wanted is not None:
+        return wanted
+    usual = next((column for column in what.columns if column in there), None)
+    if usual is None and not what.optional:
+        raise ConfigError(
+            f"data.columns.{field}: missing, and {file.shown} has no column {' or '.join(map(repr, what.columns))}; "
+            f"name the column of the {field}: its columns are {', '.join(there)}"
+        )
+    return [] if usual is None else [usual]
+
+
+def json_columns(file: SourceFile) -> dict[str, bool]:
+    """The columns of a JSON file, from its first records, nested ones by dotted paths."""
+    return _described(first_records(file))
+
+
+def csv_columns(file: SourceFile, delimiter: str, quote: str) -> dict[str, bool]:
+    """The columns of a CSV file. One of numbers holds no text."""
+    header, rows = first_rows(file, delimiter, quote)
+    text = [any(row[place] and not _is_number(row[place]) for row in rows) for place in range(len(header))]
+    return dict(zip(header, text, strict=True))
 
 
 def _is_number(cell: str) -> bool:
@@ -41,19 +86,21 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def arrow_columns(files: Sequence[SourceFile], wanted: list[str] | None, layout: Table) -> list[str]:
-    """The columns to read of Parquet or Arrow files, from their schemas. Raises ConfigError (B14) for one that is missing or no text."""
+def arrow_columns(file: SourceFile, layout: Table) -> dict[str, bool]:
+    """The columns of a Parquet or Arrow file, from its schema."""
+    return {column: holds_text(kind) for column, kind in types_of(layout.schema(file)).items()}
+
+
+def refuse_no_text(files: Sequence[SourceFile], wanted: Sequence[str], layout: Table) -> None:
+    """Raise ConfigError (B14) for a column of Parquet or Arrow files that is to be text and is none."""
     for file in files:
         types = types_of(layout.schema(file))
-        text = {column: holds_text(kind) for column, kind in types.items()}
-        wanted = choose_columns(file, text, wanted)
         for column in wanted:
-            if not text[column] and not is_bytes(types[column]):
-                have = ", ".join(name for name, is_text in text.items() if is_text) or "none"
+            if not holds_text(types[column]) and not is_bytes(types[column]):
+                have = ", ".join(name for name, kind in types.items() if holds_text(kind)) or "none"
                 raise ConfigError(
                     f"data.columns.text: {column!r} of {file.shown} holds {types[column]}, not text; columns with text: {have}"
                 )
-    return wanted or [DEFAULT]
 
 
 def _described(records: Iterable[dict[str, Any]]) -> dict[str, bool]:
@@ -76,7 +123,7 @@ def _described(records: Iterable[dict[str, Any]]) -> dict[str, bool]:
     return {column: kinds == {True} for column, kinds in found.items()}
 
 
-def choose_columns(file: SourceFile, there: dict[str, bool], wanted: list[str] | None) -> list[str]:
+def choose_columns(file: SourceFile, there: Mapping[str, bool], wanted: list[str] | None) -> list[str]:
     """The columns asked for, or `text`, or the only one that holds text. there: column → whether it holds text.
 
     Raises ConfigError (B14) naming the columns that there are.

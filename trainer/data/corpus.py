@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from trainer.choices import ConfigError
 from trainer.data.order import Order, Ordering
-from trainer.data.rows import META, Rows, Table, map_column
+from trainer.data.rows import META, Rows, Table, Values, map_column
 from trainer.data.vocabularies import Special, load_special
 from trainer.models import Vocabulary
 
@@ -69,6 +70,24 @@ class TokenStream:
         return sum(int(np.count_nonzero(shard == token)) for shard in self._shards)
 
 
+class Records:
+    """Examples as they were read: the fields of each, by their names."""
+
+    def __init__(self, stream: TokenStream, starts: NDArray[np.int64]):
+        self._stream, self._starts = stream, starts
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        start, stop = self._starts[number : number + 2].tolist()
+        found: dict[str, Any] = json.loads(self._stream.read(start, stop - start).astype(np.uint8).tobytes())
+        return found
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))
+
+
 @dataclass
 class Split:
     """One split as a task reads it. documents [D + 1], sentences [S + 1] or None: offsets into tokens, the end included."""
@@ -80,6 +99,7 @@ class Split:
     special: Special
     seed: int
     sequence_length: int
+    learned: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epoch_tokens(self) -> Fraction:
@@ -104,6 +124,8 @@ class Corpus:
     def __init__(self, path: Path | str, rows: Path | str | None = None):
         self.path = Path(path)
         self.members: dict[str, Corpus] = {}
+        # Of a task on examples: what it has learned of those to train on, such as the labels.
+        self.learned: dict[str, Any] = {}
         self.rows_path = Path(rows) if rows is not None else None
         try:
             self.meta: dict[str, Any] = json.loads((self.path / META).read_text())
@@ -113,6 +135,7 @@ class Corpus:
                 f"prepared data: {error.filename} is not there; it was removed, or this machine does not see it. Prepare again with "
                 "`trainer prepare …`, or set TRAINER_CACHE to a folder that every node sees"
             ) from error
+        self.learned = self.rows_meta.get("learned", {})
 
     @property
     def fingerprint(self) -> str:
@@ -135,8 +158,24 @@ class Corpus:
         """Itself as "", and in a mixture each source by its name."""
         return {"": self}
 
+    @property
+    def examples(self) -> bool:
+        """Whether it holds examples with labels and not text."""
+        return bool(self.meta["examples"])
+
+    def token_count(self, split: str) -> int:
+        """Tokens of a split, separators apart; of examples, with the special tokens that the tokenizer adds."""
+        return int(self.rows_meta["splits"][split]["tokens"] if self.examples else self.meta["splits"][split]["tokens"])
+
+    def records(self, split: str) -> Records:
+        """The examples of a split."""
+        stream = TokenStream(self.path / split, self.meta["splits"][split]["stream"], self.meta["dtype"], self.meta["shard_tokens"])
+        return Records(stream, self.documents(split))
+
     def tokens(self, split: str) -> Tokens:
-        """The token stream of a split."""
+        """The token stream of a split; of examples, the values that its rows are made of."""
+        if self.examples and self.rows_path is not None:
+            return Values(self.rows_path / split)
         return TokenStream(self.path / split, self.meta["splits"][split]["stream"], self.meta["dtype"], self.meta["shard_tokens"])
 
     def documents(self, split: str) -> NDArray[np.int64]:
@@ -158,6 +197,7 @@ class Corpus:
             special=self.special,
             seed=self.rows_meta["seed"],
             sequence_length=self.rows_meta["sequence_length"],
+            learned=self.learned,
         )
 
 

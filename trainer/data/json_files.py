@@ -27,7 +27,7 @@ class JsonRecords(Records):
     kind: ClassVar[str] = "json"
 
     def text_of(self, record: Any) -> Any:
-        if isinstance(record, str):
+        if isinstance(record, str) and not self.examples:
             return record
         if not isinstance(record, dict):
             mend = "write one object a line, such as {" + json.dumps(self.columns[0]) + ': "…"}'

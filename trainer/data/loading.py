@@ -104,6 +104,7 @@ class Loader:
         for hand in hands:
             picks = [Pick(int(rows[index]), int(epochs[index])) for index in hand]
             batch = self.task.collate(self.split, picks or [Pick(int(rows[shortest]), int(epochs[shortest]), counted=False)])
+            batch.rows = tuple(pick.row for pick in picks)
             micro_batches.append(batch.pinned() if self.pin else batch)
         return Step(
             start=start,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from trainer.data.reporting import Reporter
 from trainer.data.rows import META, RowWriter
 from trainer.data.shards import SHARD_TOKENS, CorpusWriter
 from trainer.data.sharing import remove_parts
-from trainer.data.sources import EVAL, SPLITS, OnError
+from trainer.data.sources import EVAL, SPLITS, TRAIN, OnError
 from trainer.data.splitting import Plan
 from trainer.data.text import TextFormat
 from trainer.data.tokenizer_files import load_tokenizer
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
 def make_tokenizer(config: Config, sample: Sample, folder: Path, report: Reporter) -> None:
     """sample: gives training text, about so many bytes of it, or all."""
     task = config.task
+    kind, marks = task.writing(config.model)
     with report.doing(f"tokenizer={config.tokenizer.name}"):
-        config.tokenizer.build(folder, task.tokenizer_kind, task.sentences, sample)
+        config.tokenizer.build(folder, kind, marks, sample)
         if task.sentinels:
             add_sentinels(folder, task.sentinels)
-        save_special(folder, special_tokens(load_tokenizer(folder), task.sentences))
+        save_special(folder, special_tokens(load_tokenizer(folder), marks, lenient=bool(task.fields)))
 
 
 def make_corpus(
@@ -48,8 +50,9 @@ def make_corpus(
 ) -> None:
     """Tokenize a source, together with others that do. splits: those that must not come out empty."""
     special = load_special(tokenizer)
-    end = None if config.task.sentences else special.eos
-    dtype = "uint16" if special.size <= 1 << 16 else "uint32"
+    examples = planned.layout.examples
+    end = None if config.task.sentences or examples else special.eos
+    dtype = "uint8" if examples else "uint16" if special.size <= 1 << 16 else "uint32"
     job = Job(str(tokenizer), dtype, to_plain(planned.layout), planned.parting.threshold, end)
     parts = encode_parts(planned, job, target, config.data.processes or cores(), on_error, report)
     with made_once(target, report.line) as claim:
@@ -60,11 +63,9 @@ def make_corpus(
             dropped = _summed([planned.dropped, writer.dropped])
             _refuse_empty(planned, writer, splits, dropped)
             figures = {split: _figures(writer.splits[split].lengths, end) for split in SPLITS}
-            with report.bar("compressing the held-out text, for comparison", 2 * text.stat().st_size) as advance:
-                figures[EVAL] |= compressed_sizes(text, advance)
-            held_out = TokenStream(folder / EVAL, figures[EVAL]["stream"], dtype, SHARD_TOKENS)
-            figures[EVAL]["unknown"] = 0 if special.unk is None else held_out.count(special.unk)
-            text.unlink()
+            if not examples:
+                figures[EVAL] |= _of_text(folder, figures[EVAL]["stream"], dtype, special.unk, text, report)
+            text.unlink(missing_ok=True)
             shutil.copytree(tokenizer, folder / "tokenizer")
             for name in ("special.json", "starts_word.npy"):
                 os.replace(folder / "tokenizer" / name, folder / name)
@@ -75,11 +76,20 @@ def make_corpus(
                 "dtype": dtype,
                 "shard_tokens": SHARD_TOKENS,
                 "sentences": config.task.sentences,
+                "examples": examples,
                 "tokenizer": {"name": config.tokenizer.name, **special.ids()},
                 "dropped": dropped,
                 "splits": figures,
             }
             write_json(folder / META, meta)
+
+
+def _of_text(folder: Path, stream: int, dtype: str, unk: int | None, text: Path, report: Reporter) -> dict[str, int]:
+    """Figures of the held-out text: how small it can be made without training, and how much of it the tokenizer cannot write."""
+    with report.bar("compressing the held-out text, for comparison", 2 * text.stat().st_size) as advance:
+        sizes = compressed_sizes(text, advance)
+    held_out = TokenStream(folder / EVAL, stream, dtype, SHARD_TOKENS)
+    return sizes | {"unknown": 0 if unk is None else held_out.count(unk)}
 
 
 def _joined(parts: Sequence[Path], folder: Path, dtype: str, planned: Plan, target: Path, report: Reporter) -> CorpusWriter:
@@ -118,9 +128,12 @@ def _figures(lengths: dict[str, int], end: int | None) -> dict[str, Any]:
     }
 
 
-def make_rows(config: Config, corpus: Path, splits: Sequence[str], folder: Path, key: str, report: Reporter) -> None:
-    """Write the row tables of these splits into a folder."""
+def make_rows(
+    config: Config, corpus: Path, splits: Sequence[str], learned: dict[str, Any], folder: Path, key: str, report: Reporter
+) -> None:
+    """Write the row tables of these splits into a folder. learned: what the task has of the training examples."""
     opened, figures = Corpus(corpus), {}
+    opened.learned = learned
     with report.doing("packing"):
         for split in splits:
             writer = RowWriter(folder / split)
@@ -128,10 +141,24 @@ def make_rows(config: Config, corpus: Path, splits: Sequence[str], folder: Path,
             writer.close()
             if not len(writer):
                 documents = opened.meta["splits"][split]["documents"]
-                raise ConfigError(f"task={config.task.name}: no rows for {split}: its {documents} documents are too short")
+                what = "examples" if config.task.fields else "documents"
+                raise ConfigError(f"task={config.task.name}: no rows for {split}: its {documents} {what} are too short")
             figures[split] = json.loads((folder / split / META).read_text())
-    meta = {"fingerprint": key, "seed": config.seed, "sequence_length": config.sequence_length, "task": config.task.name, "splits": figures}
-    write_json(folder / META, meta)
+    meta = {"fingerprint": key, "seed": config.seed, "sequence_length": config.sequence_length, "task": config.task.name}
+    leaked = leaks(opened, config.task.predicted) if opened.examples and set(splits) == set(SPLITS) else 0
+    write_json(folder / META, {**meta, "learned": learned, "leaked": leaked, "splits": figures})
+
+
+def leaks(corpus: Corpus, targets: Sequence[str]) -> int:
+    """How many held-out examples are among those to train on, their targets apart. targets: the fields that are to be predicted."""
+
+    def digests(split: str) -> Iterator[bytes]:
+        for example in corpus.records(split):
+            read = {field: value for field, value in example.items() if field not in targets}
+            yield hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=16).digest()
+
+    seen = set(digests(TRAIN))
+    return sum(digest in seen for digest in digests(EVAL))
 
 
 def make_mixture(config: Config, shares: dict[str, int], members: dict[str, Corpus], folder: Path, target: Path, key: str) -> None:
@@ -156,6 +183,8 @@ def make_mixture(config: Config, shares: dict[str, int], members: dict[str, Corp
         "sentences": first.meta["sentences"],
         "tokenizer": first.meta["tokenizer"],
         "dropped": _summed([meta["dropped"] for meta in metas]),
+        "examples": first.meta["examples"],
+        "learned": first.learned,
         "splits": {split: _summed([meta["splits"][split] for meta in metas]) for split in SPLITS},
         "seed": config.seed,
         "sequence_length": config.sequence_length,

@@ -92,7 +92,7 @@ class MixedSplit(Split):
     def __init__(self, shares: Mapping[str, int], members: Mapping[str, Split]):
         self.shares, self.members = shares, members
         first = next(iter(members.values()))
-        self.special, self.seed, self.sequence_length = first.special, first.seed, first.sequence_length
+        self.special, self.seed, self.sequence_length, self.learned = first.special, first.seed, first.sequence_length, first.learned
         tokens = MixedTokens([member.tokens for member in members.values()])
         rows = MixedRows({name: member.rows for name, member in members.items()}, tokens.starts)
         self.tokens, self.rows, self._starts, self._token_starts = tokens, rows, rows.starts, tokens.starts
@@ -119,6 +119,7 @@ class MixedCorpus(Corpus):
 
     def __init__(self, path: Path | str):
         super().__init__(path, path)
+        self.learned = self.meta["learned"]
         sources = self.meta["sources"]
         self.shares: dict[str, int] = {source["name"]: source["share"] for source in sources}
         for source in sources:

@@ -67,7 +67,7 @@ def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:
                 complain(found.flaws, planned, on_error)
                 for split, text in splits(found, segment, planned.parting.threshold):
                     if split == TRAIN:
-                        yield from cut(text)
+                        yield from cut(planned.layout.learnable(text))
 
 
 def encode_parts(planned: Plan, job: Job, target: Path, processes: int, on_error: OnError, report: Reporter) -> list[Path]:

@@ -13,6 +13,7 @@ Several calls on one cache, here or on other machines, share the work (claims.py
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.choices import ConfigError
 from trainer.data.cache import cache_root
 from trainer.data.claims import made_once
-from trainer.data.corpus import open_corpus
+from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.defining import named
 from trainer.data.evals import EvalSet
 from trainer.data.files import KINDS, records_as_text, refuse
@@ -38,7 +39,7 @@ from trainer.data.remote import fetch
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META
 from trainer.data.sharing import remove_parts
-from trainer.data.sources import EVAL, SPLITS, Data, Listing, Source
+from trainer.data.sources import EVAL, SPLITS, TRAIN, Data, Listing, Source
 from trainer.data.splitting import Plan, plan
 from trainer.data.vocabularies import Special, load_special
 from trainer.environment import cores
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "open_corpus", "prepare"]
 
 # Part of every key: raise it when the same settings would give other bytes.
-FORMAT = 2
-ROWS_FORMAT = 3
+FORMAT = 3
+ROWS_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ class _Preparing:
         (fingerprint, *more) = [text.plan.fingerprint for text in texts]
         trained_on = key_of([(str(text.share), text.plan.fingerprint) for text in texts]) if more else fingerprint
         task = config.task
-        self.decides = config.tokenizer.decides(task.tokenizer_kind, trained_on, task.sentences)
+        kind, marks = task.writing(config.model)
+        self.decides = config.tokenizer.decides(kind, trained_on, marks)
         if task.sentinels:
             self.decides["sentinels"] = task.sentinels
-        self.tokenizer = self.cache / "tokenizers" / key_of(FORMAT, self.decides, task.sentences)
+        self.tokenizer = self.cache / "tokenizers" / key_of(FORMAT, self.decides, marks)
         self.texts = {text.name: text for text in texts}
         if more:
             self.report.mixture({text.name: text.share for text in texts}, trains=config.tokenizer.name == "train")
@@ -130,7 +132,7 @@ class _Preparing:
                 contents = fingerprints(paths, self.cache / "fingerprints", cores(), advance, binary)
             source = source.told(self.special()) if source.holds_tokens else source
             with self.report.doing("looking at documents"):
-                planned = plan(source, listing, contents)
+                planned = plan(source, listing, contents, self.config.task.fields)
             if source.deduplicate:
                 planned = without_repeated(planned, self.cache / "repeated", self.report)
             if not planned.files:
@@ -139,9 +141,10 @@ class _Preparing:
 
     def special(self) -> Special:
         """What the tokenizer says of its ids, of one that is known before any text is."""
-        config, task = self.config, self.config.task
-        decides = config.tokenizer.decides(task.tokenizer_kind, "", task.sentences)
-        target = self.cache / "tokenizers" / key_of(FORMAT, decides, task.sentences)
+        config = self.config
+        kind, marks = config.task.writing(config.model)
+        decides = config.tokenizer.decides(kind, "", marks)
+        target = self.cache / "tokenizers" / key_of(FORMAT, decides, marks)
         with made_once(target, self.report.line) as claim:
             if claim:
                 make_tokenizer(config, lambda size: iter(()), claim.emptied(), self.report)
@@ -168,25 +171,39 @@ class _Preparing:
     def source(self, text: Text) -> Prepared:
         """One source: its corpus, its rows."""
         config, report, task = self.config, self.report, self.config.task
-        corpus_key = key_of(FORMAT, text.plan.fingerprint, self.decides, task.sentences)
-        rows_key = key_of(ROWS_FORMAT, corpus_key, dataclasses.asdict(task), config.sequence_length, config.seed)
-        corpus, rows = self.cache / "corpus" / corpus_key, self.cache / "rows" / rows_key
+        corpus, anew = self.corpus(text)
+        rows_key = key_of(ROWS_FORMAT, corpus.name, dataclasses.asdict(task), config.sequence_length, config.seed, self.learned)
+        rows = self.cache / "rows" / rows_key
+        with named(text.key), made_once(rows, report.line) as claim:
+            if claim:
+                make_rows(config, corpus, text.splits, self.learned, claim.emptied(), rows_key, report)
+        corpus_meta, rows_meta = (json.loads((folder / META).read_text()) for folder in (corpus, rows))
+        report.closing(text.name, text.splits, corpus_meta, rows_meta, corpus, anew=anew or claim is not None)
+        return Prepared(corpus, rows, rows_key)
+
+    def corpus(self, text: Text) -> tuple[Path, bool]:
+        """The corpus of a source, and whether it was made now."""
+        config, report = self.config, self.report
+        key = key_of(FORMAT, text.plan.fingerprint, self.decides, config.task.sentences)
+        corpus = self.cache / "corpus" / key
         anew = not corpus.is_dir()
         if anew:
             with made_once(self.tokenizer, report.line) as claim:
                 if claim:
                     make_tokenizer(config, self.sample, claim.emptied(), report)
-        with named(text.key):
-            if anew:
-                make_corpus(config, text.plan, text.source.on_error, text.splits, self.tokenizer, corpus, corpus_key, report)
-            # Also what a process left that was killed here.
-            remove_parts(corpus)
-            with made_once(rows, report.line) as claim:
-                if claim:
-                    make_rows(config, corpus, text.splits, claim.emptied(), rows_key, report)
-        corpus_meta, rows_meta = (json.loads((folder / META).read_text()) for folder in (corpus, rows))
-        report.closing(text.name, text.splits, corpus_meta, rows_meta, corpus, anew=anew or claim is not None)
-        return Prepared(corpus, rows, rows_key)
+            with named(text.key):
+                make_corpus(config, text.plan, text.source.on_error, text.splits, self.tokenizer, corpus, key, report)
+        # Also what a process left that was killed here.
+        remove_parts(corpus)
+        return corpus, anew
+
+    @functools.cached_property
+    def learned(self) -> dict[str, Any]:
+        """What the task learns of all training examples before any of them becomes a row, such as the labels; of text nothing."""
+        if not self.config.task.fields:
+            return {}
+        corpora = [Corpus(self.corpus(text)[0]) for text in self.texts.values()]
+        return self.config.task.learn(example for corpus in corpora for example in corpus.records(TRAIN))
 
     def sample(self, size: int | None) -> Iterator[str]:
         """Training text, about `size` bytes of it, of each source its share; None: as much as the shares allow."""

@@ -1,7 +1,9 @@
-"""Sources of records: choices of the config group `data` whose files hold one document a record."""
+"""Sources of records: choices of the config group `data` whose files hold one document, or one example with labels, a record."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,30 +11,85 @@ from trainer.choices import ConfigError, choice, identity
 from trainer.data.sources import EVAL, SPLITS, TRAIN, Files, Listing, Source, SourceFile
 
 if TYPE_CHECKING:
+    from trainer.data.records import Records
     from trainer.data.segments import Format
+    from trainer.tasks import Field
 
 
 @dataclass
 class Columns:
-    """Which columns of a record are what."""
+    """Which columns of a record are what: names, dotted paths, or lists of them."""
 
-    text: Any = identity(None, help="column of the text, or a list of them, also dotted paths; default: text, or the only one with text")
+    text: Any = identity(None, help="the text; default: text, or the only one with text")
+    pair: Any = identity(None, help="the second text of a pair, such as a hypothesis")
+    label: Any = identity(None, help="the label, or a list of labels")
 
     def __post_init__(self) -> None:
-        value = self.text
-        entries = value if isinstance(value, (list, tuple)) else [value]
-        if value is not None and (not entries or not all(isinstance(entry, str) and entry for entry in entries)):
-            raise ConfigError(f"data.columns.text: {value!r}; the name of a column, or a list of them: 'data.columns.text=[title,body]'")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            entries = value if isinstance(value, (list, tuple)) else [value]
+            if value is not None and (not entries or not all(isinstance(entry, str) and entry for entry in entries)):
+                key = f"data.columns.{field.name}"
+                raise ConfigError(f"{key}: {value!r}; the name of a column, or a list of them: '{key}=[title,body]'")
 
     @property
-    def wanted(self) -> list[str] | None:
-        """The columns that were asked for."""
-        return None if self.text is None else [self.text] if isinstance(self.text, str) else list(self.text)
+    def wanted(self) -> dict[str, list[str]]:
+        """The columns that were asked for, by field."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: [value] if isinstance(value, str) else list(value) for name, value in given.items() if value is not None}
+
+
+class Recorded:
+    """What sources of records share: which of their columns are read, as text or as examples."""
+
+    columns: Columns
+
+    def reader(self, columns: Sequence[str]) -> Records:
+        """What reads some columns of these files."""
+        raise NotImplementedError
+
+    def there(self, file: SourceFile) -> dict[str, bool]:
+        """The columns of a file: name → whether it holds text."""
+        raise NotImplementedError
+
+    def layout(self, files: list[SourceFile]) -> Format:
+        from trainer.data.columns import text_columns
+
+        for field in self.columns.wanted:
+            if field != "text":
+                raise ConfigError(f"data.columns.{field}: the task reads text alone; leave it out, or choose a task that reads labels")
+        return self.reader(text_columns(files, self.columns.wanted.get("text"), self.there))
+
+    def examples(self, files: list[SourceFile], fields: Mapping[str, Field]) -> Format:
+        from trainer.data.columns import field_columns
+
+        found = field_columns(files, fields, self.columns.wanted, self.there)
+        required = tuple(field for field, what in fields.items() if not what.optional)
+        reader = self.reader([column for _, column in found])
+        return dataclasses.replace(reader, fields=tuple(field for field, _ in found), required=required)
+
+
+class Tabled(Recorded):
+    """Sources of files with a schema."""
+
+    def layout(self, files: list[SourceFile]) -> Format:
+        from trainer.data.arrow_files import Table
+        from trainer.data.columns import refuse_no_text
+
+        layout = super().layout(files)
+        assert isinstance(layout, Table)
+        refuse_no_text(files, layout.columns, layout)
+        return layout
+
+    def there(self, file: SourceFile) -> dict[str, bool]:
+        from trainer.data.columns import arrow_columns
+
+        return arrow_columns(file, self.reader(()))  # type: ignore[arg-type]
 
 
 @dataclass
-class RecordFiles(Files):
-    """Files of records: one document a record."""
+class RecordFiles(Recorded, Files):
+    """Files of records: one document, or one example, a record."""
 
     columns: Columns = identity(default_factory=Columns)
 
@@ -45,11 +102,15 @@ class Jsonl(RecordFiles):
 
     kind: ClassVar[str] = "jsonl"
 
-    def layout(self, files: list[SourceFile]) -> Format:
-        from trainer.data.columns import json_columns
+    def reader(self, columns: Sequence[str]) -> Records:
         from trainer.data.json_files import JsonRecords
 
-        return JsonRecords(tuple(json_columns(files, self.columns.wanted)))
+        return JsonRecords(tuple(columns))
+
+    def there(self, file: SourceFile) -> dict[str, bool]:
+        from trainer.data.columns import json_columns
+
+        return json_columns(file)
 
 
 @choice
@@ -69,11 +130,15 @@ class Csv(RecordFiles):
         if len(self.quote) > 1 or self.quote == self.delimiter:
             raise ConfigError(f"data.quote: {self.quote!r}; one character, another than data.delimiter, or empty")
 
-    def layout(self, files: list[SourceFile]) -> Format:
-        from trainer.data.columns import csv_columns
+    def reader(self, columns: Sequence[str]) -> Records:
         from trainer.data.csv_files import CsvRecords
 
-        return CsvRecords(tuple(csv_columns(files, self.columns.wanted, self.delimiter, self.quote)), self.delimiter, self.quote)
+        return CsvRecords(tuple(columns), delimiter=self.delimiter, quote=self.quote)
+
+    def there(self, file: SourceFile) -> dict[str, bool]:
+        from trainer.data.columns import csv_columns
+
+        return csv_columns(file, self.delimiter, self.quote)
 
 
 @choice
@@ -88,37 +153,35 @@ class Tsv(Csv):
 
 
 @choice
-class Parquet(RecordFiles):
+class Parquet(Tabled, RecordFiles):
     """Parquet files; only the wanted columns are read."""
 
     name: str = "parquet"
 
     kind: ClassVar[str] = "parquet"
 
-    def layout(self, files: list[SourceFile]) -> Format:
+    def reader(self, columns: Sequence[str]) -> Records:
         from trainer.data.arrow_files import ParquetRecords
-        from trainer.data.columns import arrow_columns
 
-        return ParquetRecords(tuple(arrow_columns(files, self.columns.wanted, ParquetRecords())))
+        return ParquetRecords(tuple(columns))
 
 
 @choice
-class Arrow(RecordFiles):
+class Arrow(Tabled, RecordFiles):
     """Arrow IPC files and streams, Feather among them, as `datasets` keeps them; only the wanted columns are read."""
 
     name: str = "arrow"
 
     kind: ClassVar[str] = "arrow"
 
-    def layout(self, files: list[SourceFile]) -> Format:
+    def reader(self, columns: Sequence[str]) -> Records:
         from trainer.data.arrow_files import ArrowRecords
-        from trainer.data.columns import arrow_columns
 
-        return ArrowRecords(tuple(arrow_columns(files, self.columns.wanted, ArrowRecords())))
+        return ArrowRecords(tuple(columns))
 
 
 @choice
-class Hub(Source):
+class Hub(Tabled, Source):
     """A data set of the Hugging Face hub, or a folder that `datasets` loads: one document a record."""
 
     name: str = "hub"
@@ -149,8 +212,7 @@ class Hub(Source):
         about = {"path": self.path, "revision": found.revision} if found.revision else {}
         return Listing(files, f"data.path={self.path}", kind="arrow", about=about)
 
-    def layout(self, files: list[SourceFile]) -> Format:
+    def reader(self, columns: Sequence[str]) -> Records:
         from trainer.data.arrow_files import ArrowRecords
-        from trainer.data.columns import arrow_columns
 
-        return ArrowRecords(tuple(arrow_columns(files, self.columns.wanted, ArrowRecords())))
+        return ArrowRecords(tuple(columns))

@@ -1,4 +1,4 @@
-"""Records: files that hold one document a record, in one or several of its columns.
+"""Records: files that hold one document a record, in one or several of its columns, or one example a record: its fields, as JSON.
 
 Whatever the layout of the file, a reader hands on JSON lines, one a record: of JSON files the records themselves, unparsed; of tables only
 the wanted cells. So the costly parsing is done by whoever works on a segment, and all layouts share one way from a record to its text.
@@ -23,9 +23,22 @@ _UNIT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Records(Format):
-    """One document a record: the text of `columns` (dotted paths), joined by line ends."""
+    """One document a record: the text of `columns` (dotted paths), joined by line ends.
+
+    fields: of an example with labels, the field that each column holds; then a document is `{field: value}` as JSON. required: those that
+    no example lacks.
+    """
 
     columns: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+
+    @property
+    def examples(self) -> bool:
+        return bool(self.fields)
+
+    def learnable(self, text: bytes) -> bytes:
+        return "\n".join(strings(json.loads(text))).encode() if self.examples else text
 
     def text_of(self, record: Any) -> Any:
         """The wanted value of a parsed record: text, or lists of it."""
@@ -57,7 +70,8 @@ class Records(Format):
         if at is not None:
             return bad_bytes(file, number, line, at, offset)
         try:
-            text = joined(self.text_of(json.loads(line))).encode()
+            value = self.text_of(json.loads(line))
+            text = (self._example(value) if self.examples else joined(value)).encode()
         except json.JSONDecodeError as error:
             byte = len(line.decode()[: error.pos].encode()) + 1
             return Flaw(file, number, byte, f"broken JSON: {error.msg}", "mend the line: one object a line", "lines that are not JSON")
@@ -67,6 +81,20 @@ class Records(Format):
             what = f"{error.object[error.start]!a} is half a character (a lone surrogate)"
             return Flaw(file, number, None, what, "write the file anew, as UTF-8", "records with half characters")
         return text if text and not text.isspace() else None
+
+    def _example(self, values: Sequence[Any]) -> str:
+        """The fields of a record as JSON; nothing where it has none of them. Raises Unreadable where it lacks one that it must have."""
+        found: dict[str, Any] = {}
+        for field, value in zip(self.fields, values, strict=True):
+            if value is None or value == "" or value == []:
+                continue
+            # Several columns of one field are one text.
+            found[field] = value if field not in found else f"{joined(found[field])}\n{joined(value)}"
+        missing = next((field for field in self.required if field not in found), None)
+        if found and missing is not None:
+            column = self.columns[self.fields.index(missing)]
+            raise Unreadable(f"nothing in column {column!r}", f"give the {missing} of this example", f"examples without {missing}")
+        return json.dumps(found, ensure_ascii=False, separators=(",", ":")) if found else ""
 
     def tail(self, files: Sequence[SourceFile], sizes: Sequence[int], share: float) -> Place:
         # Of few documents: they are held at once.
@@ -122,6 +150,15 @@ def joined(value: Any) -> str:
         "name another column in data.columns.text",
         "records whose text is of another type",
     )
+
+
+def strings(value: Any) -> Iterator[str]:
+    """All text inside a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from strings(inner)
 
 
 def value_at(record: Any, path: str) -> Any:

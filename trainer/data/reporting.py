@@ -18,6 +18,7 @@ from trainer.data.sources import EVAL
 
 _LINE_SECONDS = 5.0
 _SLOW_SECONDS = 1.0
+SHOWN = {"train": "training", "eval": "held out"}
 # A larger share of unknown tokens is worth a warning.
 _UNKNOWN = 0.01
 
@@ -84,6 +85,9 @@ class Reporter:
 
         name: of the source, "" where it is the only one. wanted: its splits.
         """
+        if corpus["examples"]:
+            self._examples(name, wanted, corpus, rows, path, anew)
+            return
         splits = corpus["splits"]
         unknown, held_out = splits[EVAL]["unknown"], splits[EVAL]["tokens"]
         if EVAL in wanted and unknown > _UNKNOWN * held_out:
@@ -102,7 +106,7 @@ class Reporter:
             found = splits[split]
             known = found["bytes"] is not None
             table.add_row(
-                {"train": "training", "eval": "held out"}[split],
+                SHOWN[split],
                 f"{found['documents']:,}",
                 f"{found['bytes']:,}" if known else "–",
                 f"{found['tokens']:,}",
@@ -110,5 +114,33 @@ class Reporter:
                 f"{rows['splits'][split]['rows']:,}",
             )
         self.console.print(table)
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(corpus["dropped"].items()) if count)
-        self.line(f"dropped: {reasons or 'nothing'}; vocabulary: {corpus['tokenizer']['size']:,}; kept in {path}")
+        self.line(f"dropped: {_reasons(corpus)}; vocabulary: {corpus['tokenizer']['size']:,}; kept in {path}")
+
+    def _examples(self, name: str, wanted: Sequence[str], corpus: dict[str, Any], rows: dict[str, Any], path: Path, anew: bool) -> None:
+        """The same of examples with labels; a row is one of them, or a part."""
+        splits, tables = corpus["splits"], rows["splits"]
+        if rows["leaked"]:
+            share = f"{rows['leaked']:,} of {splits[EVAL]['documents']:,} held-out examples"
+            where = name and f"{name}: "
+            self.line(f"[yellow]warning:[/] {where}{share} are also trained on, their labels apart: held-out figures flatter")
+        if not anew:
+            counts = ", ".join(f"{split} {splits[split]['documents']:,} examples" for split in wanted)
+            self.line(f"{name or 'data'}: {counts} (prepared before)")
+            return
+        table = Table(name, "examples", "tokens", "tokens per row", "longest row", "rows", title=None)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for split in wanted:
+            found = tables[split]
+            average = f"{found['tokens'] / max(1, found['rows']):.1f}"
+            examples = f"{splits[split]['documents']:,}"
+            table.add_row(SHOWN[split], examples, f"{found['tokens']:,}", average, f"{found['longest']:,}", f"{found['rows']:,}")
+        self.console.print(table)
+        if rows["learned"].get("labels"):
+            labels = rows["learned"]["labels"]
+            self.line(f"{len(labels)} labels: {', '.join(labels[:20])}{' …' if len(labels) > 20 else ''}")
+        self.line(f"dropped: {_reasons(corpus)}; vocabulary: {corpus['tokenizer']['size']:,}; kept in {path}")
+
+
+def _reasons(corpus: dict[str, Any]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(corpus["dropped"].items()) if count) or "nothing"

@@ -2,6 +2,7 @@
 
 pointers.bin   int64 [rows + 1]   where the pieces of each row start
 pieces.bin     int64 [pieces, K]  what a piece means is the task's affair
+values.bin     int32 [values]     what the pieces of examples with labels point into: token ids, tags
 lengths.bin    int32 [rows]       real tokens
 targets-T.bin  int32 [rows]       targets of term T
 """
@@ -89,6 +90,21 @@ class Rows:
         return list(map(int, rows))
 
 
+class Values:
+    """The values of a split's rows, one after the other."""
+
+    def __init__(self, path: Path | str):
+        path = Path(path)
+        self._values = map_column(path / "values.bin", np.int32, (json.loads((path / META).read_text())["values"],))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        """A copy of `length` values from `start` on."""
+        return self._values[start : start + length].astype(np.int64)
+
+
 class RowWriter:
     """Appends rows to a new table; `close` makes it readable.
 
@@ -101,7 +117,7 @@ class RowWriter:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / META).unlink(missing_ok=True)
         self._files: dict[str, BinaryIO] = {}
-        self._rows = self._pieces = self._columns = self._tokens = 0
+        self._rows = self._pieces = self._columns = self._tokens = self._longest = self.values = 0
         self._targets: dict[str, int] = {}
         self._write("pointers", np.zeros(1, np.int64))
 
@@ -120,6 +136,12 @@ class RowWriter:
         self._rows += len(counts)
         self._pieces += len(pieces)
         self._tokens += int(lengths.sum(dtype=np.int64))
+        self._longest = max(self._longest, int(lengths.max(initial=0)))
+
+    def append_values(self, values: NDArray[np.integer]) -> None:
+        """Add to what pieces point into; `values` counts how many there are."""
+        self._write("values", values.astype(np.int32))
+        self.values += len(values)
 
     def __len__(self) -> int:
         return self._rows
@@ -136,5 +158,6 @@ class RowWriter:
             os.fsync(stream.fileno())
             stream.close()
         sizes = {"rows": self._rows, "pieces": self._pieces, "columns": self._columns, "tokens": self._tokens}
+        sizes |= {"longest": self._longest, "values": self.values}
         offsets = None if self.offsets is None else list(self.offsets)
         write_json(self.path / META, {**sizes, "targets": self._targets, "offsets": offsets})

@@ -89,6 +89,15 @@ class Format:
         """Whether a document is a file."""
         return False
 
+    @property
+    def examples(self) -> bool:
+        """Whether a document is an example with labels: its fields, as JSON."""
+        return False
+
+    def learnable(self, text: bytes) -> bytes:
+        """What of a document a tokenizer is trained on."""
+        return text
+
     def segments(self, number: int, file: SourceFile, unit_bytes: int) -> Iterator[Segment]:
         """All of a file in order, about `unit_bytes` at a time. Raises ConfigError where the rest of the file cannot be read."""
         raise NotImplementedError

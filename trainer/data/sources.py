@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from trainer.data.segments import Format
     from trainer.data.tokenizers import Tokenizer
     from trainer.data.vocabularies import Special
-    from trainer.tasks import Task
+    from trainer.tasks import Field, Task
 
 TRAIN, EVAL = "train", "eval"
 SPLITS = (TRAIN, EVAL)
@@ -107,6 +108,15 @@ class Source(Data):
     def layout(self, files: list[SourceFile]) -> Format:
         """How documents are cut out of these files. Raises ConfigError (B14) where they lack what is asked for."""
         raise NotImplementedError
+
+    def examples(self, files: list[SourceFile], fields: Mapping[str, Field]) -> Format:
+        """How examples with these fields are cut out of these files. Raises ConfigError (B14) where they lack one."""
+        from trainer.choices import groups
+
+        able = [name for name, other in groups()["data"].items() if getattr(other, "examples", None) not in (None, Source.examples)]
+        raise ConfigError(
+            f"data={self.name}: it holds text without labels, and the task reads {', '.join(fields)}; allowed: {', '.join(able)}"
+        )
 
 
 @choice

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.data import parts
 from trainer.data.duplicates import Repeated
@@ -16,6 +16,9 @@ from trainer.data.parts import Stretch, stretches
 from trainer.data.reading import Parting, units
 from trainer.data.segments import Format
 from trainer.data.sources import Listing, Source, SourceFile
+
+if TYPE_CHECKING:
+    from trainer.tasks import Field
 
 # Under this many documents, whole ones are too coarse a measure: the tail of the corpus is held out instead.
 FEW_DOCUMENTS = 20
@@ -45,9 +48,11 @@ class Plan:
     repeated: Repeated | None = None
 
 
-def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint]) -> Plan:
-    """Decide which files are read and what is held out of them. contents: of each listed file."""
-    layout = source.layout([file for file, content in zip(listing.files, contents, strict=True) if not content.blank])
+def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint], fields: Mapping[str, Field] | None = None) -> Plan:
+    """Decide which files are read and what is held out of them. contents: of each listed file. fields: of a task on examples, those it
+    reads."""
+    full = [file for file, content in zip(listing.files, contents, strict=True) if not content.blank]
+    layout = source.examples(full, fields) if fields else source.layout(full)
     kept: list[tuple[SourceFile, Fingerprint]] = []
     dropped = {reason: count for reason, count in listing.dropped.items() if count}
     seen: set[tuple[str, str | None]] = set()
@@ -89,7 +94,7 @@ def _part(held_out: float, layout: Format, files: list[SourceFile], contents: li
         everything = True
     else:
         hashes, everything = _first_documents(files, layout)
-    if len(hashes) < FEW_DOCUMENTS:
+    if len(hashes) < FEW_DOCUMENTS and not layout.examples:
         return Parting(place=layout.tail(files, [content.size + content.mark for content in contents], held_out))
     if everything:
         return Parting(threshold=sorted(hashes)[max(1, round(held_out * len(hashes))) - 1] + 1)

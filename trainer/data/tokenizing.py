@@ -85,7 +85,9 @@ class Encoder:
             for split, text in splits(cut, segment, self.job.threshold):
                 texts[split].append((text, segment.opens))
         for split, documents in texts.items():
-            if documents:
+            if documents and self.layout.examples:
+                result.parts[split] = _examples([text for text, _ in documents])
+            elif documents:
                 encode = self._sentences if self.job.sentences else self._stream
                 part, empty = encode(documents)
                 if empty:
@@ -167,6 +169,13 @@ class Encoder:
             encodings = self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             found += [np.array(encoding.ids, dtype=self.job.dtype) for encoding in encodings]
         return found
+
+
+def _examples(texts: list[bytes]) -> Part:
+    """Examples as they are: a task cuts them into tokens once it knows the labels of all."""
+    sizes = np.array([len(text) for text in texts], np.int64)
+    bytes_ = np.frombuffer(b"".join(texts), np.uint8)
+    return Part(bytes_, np.cumsum(sizes) - sizes, np.zeros(0, np.int64), len(bytes_))
 
 
 def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:

@@ -48,8 +48,10 @@ class Special:
         return {key: value for key, value in asdict(self).items() if key != "starts_word"}
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerFast, sentences: bool) -> Special:
-    """The ids that a task needs. Raises ConfigError (B04) naming the one that a tokenizer lacks."""
+def special_tokens(tokenizer: PreTrainedTokenizerFast, sentences: bool, lenient: bool = False) -> Special:
+    """The ids that a task needs. lenient: it sets none itself, but takes those that the tokenizer sets.
+
+    Raises ConfigError (B04) naming the one that a tokenizer lacks."""
     vocabulary = tokenizer.get_vocab()
     size = max(vocabulary.values()) + 1
     ids = {key: getattr(tokenizer, f"{key}_token_id") for key in ("bos", "eos", "pad", "cls", "sep", "mask", "unk")}
@@ -60,7 +62,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast, sentences: bool) -> Speci
         ids["eos"] = ids["sep"] if ids["eos"] is None else ids["eos"]
         ids["bos"] = ids["eos"] if ids["bos"] is None else ids["bos"]
         missing = [key for key in ("eos",) if ids[key] is None]
-    if missing:
+    if missing and not lenient:
         example = "tokenizer=bert_uncased" if sentences else "tokenizer=gpt2"
         raise ConfigError(
             f"tokenizer: it has no {' and no '.join(missing)} token, which the task needs; take one that has, such as {example} or "

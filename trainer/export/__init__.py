@@ -22,6 +22,7 @@ from trainer.atomic import flush
 from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
 from trainer.export.weights import FILE_BYTES, Weights, write_weights
+from trainer.models import skeleton_of
 from trainer.run import RunDir, load_frozen
 from trainer.strategies import tell_engines
 
@@ -65,7 +66,7 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.mkdir(parents=True)
     try:
-        built = functools.cache(lambda: config.model.skeleton(config.task.objective, corpus.vocabulary, config.sequence_length))
+        built = functools.cache(lambda: skeleton_of(config, corpus))
         # Buffers are never trained, and in no checkpoint: they are what the model began with.
         weights = Weights(whole, opened.read, dtype, form.averages, lambda name: built().get_buffer(name))
         parameters = _save(whole, weights, aside, form.file_bytes)
@@ -80,8 +81,7 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
 def empty_model(config: Config, corpus: Corpus) -> PreTrainedModel:
     """A run's model on the meta device, without the padding rows of its vocabulary."""
     vocabulary = corpus.vocabulary
-    trained = config.model.skeleton(config.task.objective, vocabulary, config.sequence_length)
-    return trimmed(trained, vocabulary.size, vocabulary.padded)
+    return trimmed(skeleton_of(config, corpus), vocabulary.size, vocabulary.padded)
 
 
 def _save(whole: PreTrainedModel, weights: Weights, folder: Path, file_bytes: int) -> int:

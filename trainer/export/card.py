@@ -12,7 +12,7 @@ from trainer.choices import IDENTITY
 from trainer.config import digest
 from trainer.data.batches import batches_of
 from trainer.export.command import command_of
-from trainer.models.pretrained import HEADS
+from trainer.models.objectives import HEADS
 from trainer.reference import choice_options, written
 from trainer.tracking import jsonl
 from trainer.tracking.figures import baselines, shown
@@ -89,7 +89,7 @@ def facts(subject: Subject) -> dict[str, Any]:
     return {
         "name": (form.repository or config.name).rpartition("/")[2],
         "place": place,
-        "loads": _loads(config.task.objective, place),
+        "loads": _loads(config.objective, place),
         "architecture": type(model).__name__,
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "origin": _origin(config),
@@ -107,7 +107,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "digest": digest(config),
         "fingerprint": corpus.fingerprint,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "objective": config.task.objective,
+        "objective": config.objective,
         "sequence_length": f"{config.sequence_length:,}",
         "tokens": f"{opened.state['tokens']:,}",
     }
@@ -120,7 +120,7 @@ def metadata(subject: Subject, found: dict[str, Any]) -> ModelCardData:
     config = subject.config
     hub = [config.data.path] if config.data.name == "hub" and not Path(config.data.path).exists() else None  # type: ignore[attr-defined]
     base = getattr(config.model, "path", None)
-    pipeline = _PIPELINES.get(config.task.objective)
+    pipeline = _PIPELINES.get(config.objective)
     # A hub takes one figure of a kind: those of the whole held-out part, not of a source or a set.
     parts = tuple(f"eval_{name}_" for name in (*filter(None, subject.corpus.named()), *config.evals))
     whole = {key: value for key, value in found["figures"].items() if key.startswith("eval_") and not key.startswith(parts)}
@@ -219,13 +219,14 @@ def _data(config: Config, corpus: Corpus) -> list[dict[str, str]]:
     found = []
     for name, _, share, source in leaves(config.data):
         splits = parts[name].meta["splits"]
-        what = [getattr(source, key) for key in ("path", "train") if getattr(source, key, None)]
-        row = {"name": name or source.name, "what": f"`{source.name}`" + (f" `{written(what[0])}`" if what else "")}
+        where = [getattr(source, key) for key in ("path", "train") if getattr(source, key, None)]
+        row = {"name": name or source.name, "what": f"`{source.name}`" + (f" `{written(where[0])}`" if where else "")}
         if name:
             row["share"] = f"{float(share):.1%}"
         for split in ("train", "eval"):
             documents = splits[split]["documents"]
-            row[split] = f"{documents:,} document{'' if documents == 1 else 's'}, {splits[split]['tokens']:,} tokens"
+            what = "example" if parts[name].examples else "document"
+            row[split] = f"{documents:,} {what}{'' if documents == 1 else 's'}, {parts[name].token_count(split):,} tokens"
         found.append(row)
     return found
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import Choice
 
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainer.checkpoint.pieces import Read
+    from trainer.config import Config
+    from trainer.data.corpus import Corpus
+
+Labels = Mapping[str, Any]
+NONE: Labels = {}
 
 CHOICES = ("gpt2", "llama", "bert", "roberta", "modernbert", "t5", "pretrained")
 
@@ -36,25 +42,32 @@ class Model(Choice, group="model"):
     """A network by its sizes, or a pretrained one."""
 
     objectives: ClassVar[tuple[str, ...]] = ()
+    # Whether a text is marked by [CLS] and [SEP], as encoders have it, or only ended.
+    marks: ClassVar[bool] = False
 
     def verify(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> None:
         """Raise ConfigError where this model cannot take the objective, the tokens or the length; before launch, reads no weights."""
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
         """The network with the head of an objective, fp32, its values as its constructor makes them.
 
-        objective: `causal`, `masked`, `pretraining` (masked and next sentence) or `denoising` (encoder and decoder).
+        objective: a key of `trainer.models.objectives.HEADS`. labels: settings of its configuration that describe the head's outputs.
         """
         raise NotImplementedError
 
-    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
         """The same network without values: its parameters on the meta device, tied as they will be, its buffers real."""
         from trainer.models.deferred import deferred
 
-        return deferred(lambda: self.build(objective, vocabulary, sequence_length))
+        return deferred(lambda: self.build(objective, vocabulary, sequence_length, labels))
 
     def weights(self, module: nn.Module, seed: int) -> Read:
         """First values of a task's module around a skeleton, by the module's names; read tensor by tensor."""
         from trainer.models.deferred import First
 
         return First(module.model, seed)  # type: ignore[arg-type]
+
+
+def skeleton_of(config: Config, corpus: Corpus) -> PreTrainedModel:
+    """The network of a run without values, with the head that its task needs."""
+    return config.model.skeleton(config.objective, corpus.vocabulary, config.sequence_length, config.task.labels_of(corpus))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import ConfigError, choice, identity, require_positive, require_share
-from trainer.models import Model, Vocabulary
+from trainer.models import NONE, Labels, Model, Vocabulary
+from trainer.models.objectives import ON_EXAMPLES, with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,7 +25,8 @@ class BERT(Model):
     dropout: float = identity(0.0, help="everywhere; 0 keeps the curve the same at any number of devices")
     initializer_range: float = identity(0.02, help="standard deviation of the first weights; narrow models start better with more")
 
-    objectives: ClassVar[tuple[str, ...]] = ("pretraining", "masked")
+    objectives: ClassVar[tuple[str, ...]] = ("pretraining", "masked", *ON_EXAMPLES)
+    marks: ClassVar[bool] = True
 
     def check(self) -> None:
         require_positive(self, "layers", "hidden", "heads", "positions", "initializer_range")
@@ -48,8 +50,7 @@ class BERT(Model):
             "pad_token_id": vocabulary.pad,
         }
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
+        from transformers import BertConfig
 
-        heads = {"pretraining": BertForPreTraining, "masked": BertForMaskedLM}
-        return heads[objective](BertConfig(**self.sizes(vocabulary)))
+        return with_head(objective, BertConfig(**self.sizes(vocabulary)), labels)

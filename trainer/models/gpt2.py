@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import ConfigError, choice, identity, require_positive, require_share
-from trainer.models import Model, Vocabulary
+from trainer.models import NONE, Labels, Model, Vocabulary
+from trainer.models.objectives import ON_EXAMPLES, with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,7 +24,7 @@ class GPT2(Model):
     dropout: float = identity(0.0, help="everywhere; 0 keeps the curve the same at any number of devices")
     initializer_range: float = identity(0.02, help="standard deviation of the first weights; narrow models start better with more")
 
-    objectives: ClassVar[tuple[str, ...]] = ("causal",)
+    objectives: ClassVar[tuple[str, ...]] = ("causal", *ON_EXAMPLES)
 
     def check(self) -> None:
         require_positive(self, "layers", "hidden", "heads", "positions", "initializer_range")
@@ -31,10 +32,11 @@ class GPT2(Model):
         if self.hidden % self.heads:
             raise ConfigError(f"model.hidden: {self.hidden} is not a multiple of model.heads: {self.heads}")
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        from transformers import GPT2Config, GPT2LMHeadModel
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
+        from transformers import GPT2Config
 
-        return GPT2LMHeadModel(
+        return with_head(
+            objective,
             GPT2Config(
                 vocab_size=vocabulary.padded,
                 n_positions=self.positions,
@@ -49,5 +51,6 @@ class GPT2(Model):
                 bos_token_id=vocabulary.bos,
                 eos_token_id=vocabulary.eos,
                 pad_token_id=vocabulary.pad,
-            )
+            ),
+            labels,
         )

@@ -28,7 +28,7 @@ def logits_at(model: Any, rows: Tensor | None, **inputs: Any) -> Tensor:
 
     hook = body.register_forward_hook(keep) if rows is not None and body is not model else None
     try:
-        logits: Tensor = model(**inputs, **_without_cache(type(model).forward)).logits.flatten(0, 1)
+        logits: Tensor = model(**inputs, **without_cache(type(model).forward)).logits.flatten(0, 1)
     finally:
         if hook is not None:
             hook.remove()
@@ -36,6 +36,6 @@ def logits_at(model: Any, rows: Tensor | None, **inputs: Any) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _without_cache(forward: Callable[..., Any]) -> dict[str, bool]:
+def without_cache(forward: Callable[..., Any]) -> dict[str, bool]:
     """What keeps a model from building a cache of keys and values, which only generation reads."""
     return {"use_cache": False} if "use_cache" in inspect.signature(forward).parameters else {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import ConfigError, choice, identity, require_positive
-from trainer.models import Model, Vocabulary
+from trainer.models import NONE, Labels, Model, Vocabulary
+from trainer.models.objectives import ON_EXAMPLES, with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +27,7 @@ class Llama(Model):
     tie_embeddings: bool = identity(True, help="one matrix for the embedding and the vocabulary head")
     initializer_range: float = identity(0.02, help="standard deviation of the first weights")
 
-    objectives: ClassVar[tuple[str, ...]] = ("causal",)
+    objectives: ClassVar[tuple[str, ...]] = ("causal", *ON_EXAMPLES)
 
     def check(self) -> None:
         require_positive(self, "layers", "hidden", "heads", "positions", "rope_theta", "initializer_range")
@@ -41,10 +42,11 @@ class Llama(Model):
         if self.heads % (self.kv_heads or self.heads):
             raise ConfigError(f"model.heads: {self.heads} is not a multiple of model.kv_heads: {self.kv_heads}")
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
+        from transformers import LlamaConfig
 
-        return LlamaForCausalLM(
+        return with_head(
+            objective,
             LlamaConfig(
                 vocab_size=vocabulary.padded,
                 hidden_size=self.hidden,
@@ -60,7 +62,8 @@ class Llama(Model):
                 bos_token_id=vocabulary.bos,
                 eos_token_id=vocabulary.eos,
                 pad_token_id=vocabulary.pad,
-            )
+            ),
+            labels,
         )
 
 

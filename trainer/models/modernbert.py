@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import ConfigError, choice, identity, require_positive
-from trainer.models import Model, Vocabulary
+from trainer.models import NONE, Labels, Model, Vocabulary
+from trainer.models.objectives import ON_EXAMPLES, with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +29,8 @@ class ModernBERT(Model):
     local_theta: float = identity(10_000.0, help="base of the rotary frequencies of local layers")
     initializer_range: float = identity(0.02, help="standard deviation of the first weights; narrow models start better with more")
 
-    objectives: ClassVar[tuple[str, ...]] = ("masked",)
+    objectives: ClassVar[tuple[str, ...]] = ("masked", *ON_EXAMPLES)
+    marks: ClassVar[bool] = True
 
     def check(self) -> None:
         require_positive(self, "layers", "hidden", "heads", "positions", "global_every", "global_theta", "local_theta", "initializer_range")
@@ -40,10 +42,11 @@ class ModernBERT(Model):
         if self.window < 2 or self.window % 2:
             raise ConfigError(f"model.window: {self.window}; allowed: even numbers from 2, half on each side")
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        from transformers import ModernBertConfig, ModernBertForMaskedLM
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
+        from transformers import ModernBertConfig
 
-        return ModernBertForMaskedLM(
+        return with_head(
+            objective,
             ModernBertConfig(
                 vocab_size=vocabulary.padded,
                 hidden_size=self.hidden,
@@ -64,5 +67,6 @@ class ModernBERT(Model):
                 cls_token_id=vocabulary.bos,
                 sep_token_id=vocabulary.eos,
                 pad_token_id=vocabulary.pad,
-            )
+            ),
+            labels,
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.choices import ConfigError, choice, identity
-from trainer.models import Model, Vocabulary
+from trainer.models import NONE, Labels, Model, Vocabulary
+from trainer.models.objectives import HEADS, has_head, with_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,20 +68,23 @@ class Pretrained(Model):
                 f"model.path: {self.path}; set sequence_length={positions - first_position(config)}"
             )
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
         import torch
         from transformers import AutoConfig, GenerationConfig
 
         config = self._load(AutoConfig.from_pretrained)
+        if labels and config.pad_token_id is None:
+            # The head of a decoder finds the end of a text by it.
+            config.pad_token_id = vocabulary.pad
         # Trained in fp32, whatever it is stored in.
-        model: PreTrainedModel = _head(objective)[0].from_config(config, dtype=torch.float32, trust_remote_code=self.trust_remote_code)
+        model = with_head(objective, config, labels, dtype=torch.float32, trust_remote_code=self.trust_remote_code)
         if model.can_generate():
             with contextlib.suppress(OSError):  # not every repository has one
                 model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
         return _with_sentinels(model, vocabulary)
 
-    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        model = super().skeleton(objective, vocabulary, sequence_length)
+    def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
+        model = super().skeleton(objective, vocabulary, sequence_length, labels)
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
         if buffers:
@@ -162,30 +166,9 @@ class Pretrained(Model):
             ) from error
 
 
-# What transformers calls the classes with a head, and its table of who has one.
-HEADS = {
-    "causal": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
-    "masked": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING"),
-    "pretraining": ("AutoModelForPreTraining", "MODEL_FOR_PRETRAINING_MAPPING"),
-    "denoising": ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
-}
-
-
 def _with_sentinels(model: PreTrainedModel, vocabulary: Vocabulary) -> PreTrainedModel:
     """The model with rows for the sentinels that its tokenizer was given, if it has none for them; drawn as its first weights were."""
     table: Any = model.get_input_embeddings()
     if table.num_embeddings < vocabulary.size:
         model.resize_token_embeddings(vocabulary.padded, mean_resizing=False)
     return model
-
-
-def _head(objective: str) -> list[Any]:
-    import transformers
-
-    return [getattr(transformers, name) for name in HEADS[objective]]
-
-
-def has_head(config: Any, objective: str) -> bool:
-    """Whether there is a model of this configuration with the head of an objective."""
-    # Others are also pretrained by two heads, but not by the next sentence.
-    return type(config) in _head(objective)[1] and (objective != "pretraining" or config.model_type == "bert")

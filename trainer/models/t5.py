@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import choice, identity, require_positive, require_share
-from trainer.models import Model, Vocabulary
+from trainer.models import NONE, Labels, Model, Vocabulary
+from trainer.models.objectives import ON_EXAMPLES, with_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,17 +25,18 @@ class T5(Model):
     intermediate: int | None = identity(None, help="width of the feed-forward layer; default 4 × hidden")
     dropout: float = identity(0.0, help="everywhere; 0 keeps the curve the same at any number of devices")
 
-    objectives: ClassVar[tuple[str, ...]] = ("denoising",)
+    objectives: ClassVar[tuple[str, ...]] = ("denoising", *ON_EXAMPLES)
 
     def check(self) -> None:
         require_positive(self, "layers", "hidden", "heads", "head_size")
         require_positive(self, "decoder_layers", "intermediate", optional=True)
         require_share(self, "dropout")
 
-    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedModel:
-        from transformers import T5Config, T5ForConditionalGeneration
+    def build(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:
+        from transformers import T5Config
 
-        return T5ForConditionalGeneration(
+        return with_head(
+            objective,
             T5Config(
                 vocab_size=vocabulary.padded,
                 d_model=self.hidden,
@@ -48,5 +50,6 @@ class T5(Model):
                 eos_token_id=vocabulary.eos,
                 # What the decoder begins with.
                 decoder_start_token_id=vocabulary.pad,  # type: ignore[call-arg]
-            )
+            ),
+            labels,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +27,14 @@ class Pick:
     counted: bool = True
 
 
+@dataclass(frozen=True)
+class Field:
+    """What a task reads of an example. columns: names that it usually goes by, the likeliest first. optional: examples may lack it."""
+
+    columns: tuple[str, ...]
+    optional: bool = False
+
+
 @dataclass
 class Batch:
     """A micro-batch, packed without padding.
@@ -35,6 +43,7 @@ class Batch:
     lengths: tokens of each packed document, in order; known on the host.
     targets: term → number of targets, known on the host.
     decoded: tokens that a decoder writes for each document, of encoder–decoder models.
+    rows: those that are scored, in order; the loader tells them.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -42,6 +51,7 @@ class Batch:
     targets: dict[str, int]
     tokens: int = 0
     decoded: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on a device, copied without waiting where memory is pinned."""
@@ -64,6 +74,12 @@ class Task(Choice, group="task"):
     tokenizer_kind: ClassVar[str] = "bpe"
     # Ids that stand for hidden spans; a tokenizer that has none is given so many.
     sentinels: ClassVar[int] = 0
+    # The held-out figures that matter, in order, for the end of a run.
+    figures: ClassVar[tuple[str, ...]] = ()
+    # What is read of an example, by name; none: the task learns from text (labelled.py has those that learn from examples).
+    fields: ClassVar[Mapping[str, Field]] = {}
+    # Those of the fields that are to be predicted.
+    predicted: ClassVar[tuple[str, ...]] = ()
 
     @property
     def weights(self) -> dict[str, float]:
@@ -74,16 +90,33 @@ class Task(Choice, group="task"):
         """term → number of targets, for every term of `weights`. targets: those of `terms`, as the rows have them."""
         return targets
 
+    def objective_on(self, model: Model) -> str:
+        """The head that this objective needs of a model."""
+        return self.objective
+
+    def labels_of(self, corpus: Corpus) -> dict[str, Any]:
+        """Settings of the model's configuration that describe the outputs of its head."""
+        return {}
+
     def compatible(self, model: Model) -> None:
         """Raise ConfigError where the model has no head for this objective."""
         from trainer.choices import ConfigError, groups
 
-        if model.objectives and self.objective not in model.objectives:
-            able = [name for name, other in sorted(groups()["model"].items()) if self.objective in other.objectives]  # type: ignore[attr-defined]
+        objective = self.objective_on(model)
+        if model.objectives and objective not in model.objectives:
+            able = [name for name, other in sorted(groups()["model"].items()) if objective in other.objectives]  # type: ignore[attr-defined]
             raise ConfigError(
-                f"task={self.name} needs a model with a {self.objective} head, but model={model.name} has {', '.join(model.objectives)}; "
+                f"task={self.name} needs a model with a {objective} head, but model={model.name} has {', '.join(model.objectives)}; "
                 f"models with one: {', '.join(able) or 'none'}, their sizes, and model=pretrained"
             )
+
+    def writing(self, model: Model) -> tuple[str, bool]:
+        """The kind of a tokenizer trained for this task, and whether it has [CLS], [SEP] and [MASK] in place of an end of text."""
+        return self.tokenizer_kind, self.sentences
+
+    def learn(self, examples: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """What must be known of all training examples before any of them becomes a row, as plain values: kept as `corpus.learned`."""
+        return {}
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         """Write the static row table of one split, once, at prepare."""

@@ -29,6 +29,7 @@ class CausalLM(Regularizing):
     terms: ClassVar[dict[str, float]] = {"clm": 1.0}
     vocabulary_term: ClassVar[str] = "clm"
     objective: ClassVar[str] = "causal"
+    figures: ClassVar[tuple[str, ...]] = ("perplexity", "bits_per_byte")
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         from trainer.data.packing import pack_causal
@@ -62,10 +63,10 @@ class CausalLM(Regularizing):
         return Batch(tensors, tuple(lengths), {"clm": len(chosen)}, tokens=len(chosen))
 
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
+        from trainer.models import skeleton_of
         from trainer.models.heads import CausalModule
 
-        vocabulary = corpus.vocabulary
-        return CausalModule(config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
+        return CausalModule(skeleton_of(config, corpus), corpus.vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         held_out = corpus.meta["splits"]["eval"]

@@ -35,6 +35,7 @@ class Denoising(Regularizing):
     terms: ClassVar[dict[str, float]] = {"denoising": 1.0}
     vocabulary_term: ClassVar[str] = "denoising"
     objective: ClassVar[str] = "denoising"
+    figures: ClassVar[tuple[str, ...]] = ("denoising_accuracy",)
     sentinels: ClassVar[int] = 100  # as many as T5 has
 
     def check(self) -> None:
@@ -103,10 +104,10 @@ class Denoising(Regularizing):
         return np.concatenate([source, end]), np.concatenate([target, end])
 
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
+        from trainer.models import skeleton_of
         from trainer.models.heads import DenoisingModule
 
-        vocabulary = corpus.vocabulary
-        return DenoisingModule(config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
+        return DenoisingModule(skeleton_of(config, corpus), corpus.vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         return {"denoising_accuracy": sums["denoising_right"] / targets["denoising"]}

@@ -27,6 +27,7 @@ class MaskedLM(Masking):
 
     terms: ClassVar[dict[str, float]] = {"mlm": 1.0}
     objective: ClassVar[str] = "masked"
+    figures: ClassVar[tuple[str, ...]] = ("masked_accuracy",)
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         from trainer.data.packing import pack_documents
@@ -44,10 +45,10 @@ class MaskedLM(Masking):
         return draft
 
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
+        from trainer.models import skeleton_of
         from trainer.models.heads import MaskedModule
 
-        vocabulary = corpus.vocabulary
-        return MaskedModule(config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized)
+        return MaskedModule(skeleton_of(config, corpus), corpus.vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         return {"masked_accuracy": sums["mlm_right"] / targets["mlm"]}

@@ -29,6 +29,7 @@ class MaskedLMWithNextSentence(Masking):
 
     terms: ClassVar[dict[str, float]] = {"mlm": 1.0, "nsp": 1.0}
     objective: ClassVar[str] = "pretraining"
+    figures: ClassVar[tuple[str, ...]] = ("masked_accuracy", "next_sentence_accuracy")
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         from trainer.data.packing import pack_pairs
@@ -54,12 +55,10 @@ class MaskedLMWithNextSentence(Masking):
         return draft
 
     def module(self, config: Config, corpus: Corpus) -> nn.Module:
+        from trainer.models import skeleton_of
         from trainer.models.heads import PretrainingModule
 
-        vocabulary = corpus.vocabulary
-        return PretrainingModule(
-            config.model.skeleton(self.objective, vocabulary, config.sequence_length), vocabulary.size, self.regularized
-        )
+        return PretrainingModule(skeleton_of(config, corpus), corpus.vocabulary.size, self.regularized)
 
     def metrics(self, sums: dict[str, float], targets: dict[str, int], corpus: Corpus) -> dict[str, Any]:
         nsp = sums["nsp_right"] / targets["nsp"]

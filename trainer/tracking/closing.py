@@ -24,13 +24,14 @@ def closing(path: Path, console: Console) -> None:
     """Write sample.txt and report.html of a finished run, and print what a person wants to know of it."""
     run = RunDir(path)
     config = load_frozen(run.config_path)
-    sample = _extra(console, "sample", lambda: sample_of(run, config)) or ""
+    # A model of examples with labels writes nothing.
+    sample = "" if config.task.fields else _extra(console, "sample", lambda: sample_of(run, config)) or ""
     if sample:
         write_text(run / SAMPLE, sample + "\n")
     page = _extra(console, "report", lambda: write(run.path))
     summary = run.summary or {}
     console.print()
-    console.print(figures(summary))
+    console.print(figures(summary, list(config.task.figures)))
     if sample:
         console.print("\n[bold]what the model writes[/]")
         console.print(Padding(escape(sample), (0, 2)), soft_wrap=False)
@@ -52,8 +53,8 @@ def _extra(console: Console, name: str, make: Callable[[], T]) -> T | None:
         return None
 
 
-def figures(summary: dict[str, Any]) -> Table:
-    """The figures that matter, each beside its baseline where there is one."""
+def figures(summary: dict[str, Any], of_task: list[str]) -> Table:
+    """The figures that matter, each beside its baseline where there is one. of_task: those that the task makes."""
     beside = baselines(summary) | {
         "tokens_per_second": "over all devices",
         "mfu": "of the devices' bf16 peak",
@@ -66,10 +67,7 @@ def figures(summary: dict[str, Any]) -> Table:
     keys = (
         "loss",
         "eval_loss",
-        "perplexity",
-        "bits_per_byte",
-        "masked_accuracy",
-        "next_sentence_accuracy",
+        *of_task,
         "tokens_per_second",
         "mfu",
         "goodput",

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from trainer.atomic import write_text
+from trainer.choices import groups
 from trainer.mfu import CONVENTION
 from trainer.sampling import beginning
 from trainer.tracking import jsonl, sections
@@ -204,12 +205,13 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
     """Commands that follow from this run."""
     run = f"run={relative(run_dir)}"
     task = (config.get("task") or {}).get("name", "")
+    reads = dict(getattr(groups().get("task", {}).get(task), "fields", {}))
     prompt, does, kind = _USES.get(task, _USES["clm"])
     if prompt is None and (config.get("data") or {}).get("name") != "stdlib":
         prompt = beginning(_text(run_dir / SAMPLE))
     found = []
     has_model = (run_dir / "model").is_dir()
-    if has_model:
+    if has_model and not reads:
         found.append((does, f"{shlex.join(['trainer', 'generate', run])} prompt={_quoted(prompt or 'def ')}"))
     if summary and config.get("steps"):
         found.append(("Train longer: the command of this run, and", f"steps={2 * config['steps']} resume.extend=true"))
@@ -218,7 +220,7 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
         found.append(("Another size beside this run: its command, and", f"model.layers={2 * layers} name={run_dir.name}-larger"))
     if not summary:
         found.append(("Go on with this run.", "the same command again"))
-    if has_model:
+    if has_model and not reads:
         path = f"{relative(run_dir)}/model"
         found.append(("Load it in Python.", f"from transformers import {kind}\nmodel = {kind}.from_pretrained({path!r})"))
     found.append(("Compute the held-out figures anew.", shlex.join(["trainer", "evaluate", run])))

@@ -1,0 +1,107 @@
+"""Modules that strategies wrap, for examples with labels: a model's own head over its own body, without padding where that is known.
+
+The model's forward runs as transformers wrote it, on padded examples, so whatever its head does stays. But between it and its body stand
+two hooks: the body is given the packed tokens, and its hidden states are laid out as the head expects them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trainer.models import padded
+from trainer.models.head import without_cache
+from trainer.models.layout import CAUSAL, MASKED, first_position
+from trainer.models.packed import use_attention, use_packed_attention
+from trainer.models.padded import Unpacked
+from trainer.tasks import Batch
+
+# Its pooled output is made of its hidden states by more than one module.
+_POOLS_BY_ITSELF = frozenset({"albert"})
+
+
+# What a body reads of its tokens.
+_GIVEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+class ExampleModule(nn.Module):
+    """A model with a head for examples. notice: a line for people; empty where examples are known to keep apart in one packed row."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        family = model.config.model_type
+        self.is_packed = family in (CAUSAL | MASKED) - _POOLS_BY_ITSELF
+        self.first = first_position(model.config)
+        pad = model.config.pad_token_id
+        self.pad = pad if isinstance(pad, int) else 0
+        self.has_types = getattr(model.config, "type_vocab_size", 0) > 1
+        if self.is_packed:
+            use_packed_attention(model)
+        elif model.config._attn_implementation == "sdpa":
+            use_attention(model, padded.NAME)
+        self.notice = "" if self.is_packed else f"{family}: examples are padded, which costs time where their lengths differ"
+
+    def outputs(self, batch: Batch) -> Any:
+        """What the model's own forward returns of examples side by side, `[examples, longest, …]`."""
+        ids = batch.inputs["input_ids"][0]
+        unpacked = Unpacked.of(batch.lengths, ids.device)
+        given = {"input_ids": unpacked.rows(ids, self.pad), "attention_mask": unpacked.real.long()}
+        if self.has_types and "token_type_ids" in batch.inputs:
+            given["token_type_ids"] = unpacked.rows(batch.inputs["token_type_ids"][0], 0)
+        named = without_cache(type(self.model).forward)
+        if not self.is_packed:
+            return self.model(**given, **named)
+        body = self.model.base_model
+        before = body.register_forward_pre_hook(lambda _, args, named: ((), self._packed(batch, named)), with_kwargs=True)
+        after = body.register_forward_hook(lambda _, __, output: self._unpacked(output, unpacked))
+        try:
+            return self.model(**given, **named)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _packed(self, batch: Batch, named: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in named.items() if name not in _GIVEN}
+        types = {"token_type_ids": batch.inputs["token_type_ids"]} if named.get("token_type_ids") is not None else {}
+        positions = batch.inputs["position_ids"] + self.first
+        return kept | types | {"input_ids": batch.inputs["input_ids"], "position_ids": positions, "doc_lens": batch.lengths}
+
+    def _unpacked(self, output: Any, unpacked: Unpacked) -> Any:
+        body: Any = self.model.base_model
+        hidden = output.last_hidden_state[0]
+        laid = hidden.index_select(0, unpacked.source.flatten()).view(*unpacked.source.shape, hidden.shape[-1])
+        output.last_hidden_state = laid
+        if getattr(output, "pooler_output", None) is not None:
+            # The body has pooled the first token of the whole row.
+            output.pooler_output = body.pooler(laid)
+        return output
+
+
+class ClassificationModule(ExampleModule):
+    """One output an example. problem: as transformers names it. weights: of each label in the loss; smoothing: share of a target's weight
+    that is spread over all labels."""
+
+    def __init__(self, model: PreTrainedModel, problem: str, weights: list[float] | None, smoothing: float):
+        super().__init__(model)
+        self.problem, self.smoothing = problem, smoothing
+        self.weights = None if weights is None else torch.tensor(weights)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.outputs(batch).logits.float().index_select(0, batch.inputs["classification_index"])
+        sums = {"classification": self.loss(logits, batch.inputs["classification_targets"])}
+        return sums if self.training else sums | {"logits": logits}
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Summed over examples. logits: `[examples, labels]`; targets: `[examples]` labels, or `[examples, labels]` values."""
+        if self.problem == "single_label_classification":
+            weights = None if self.weights is None else self.weights.to(logits.device, non_blocking=True)
+            smoothing = self.smoothing if self.training else 0.0
+            return F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+        if self.problem == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1).sum()
+        return F.mse_loss(logits, targets, reduction="none").mean(-1).sum()

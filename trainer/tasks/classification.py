@@ -1,0 +1,201 @@
+"""Classification of texts or pairs of texts: one label, several, or a number."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.choices import ConfigError, choice, identity, require_share
+from trainer.tasks import Field, scores
+from trainer.tasks.labelled import Ints, Labelled, Row, Score, Scored, in_order, numbers, refuse_label
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerFast
+
+    from trainer.config import Config
+    from trainer.data.corpus import Corpus
+
+
+class Problem(str, Enum):
+    """What a label is; `auto` looks at the training examples: lists are several labels, numbers with a fraction are values."""
+
+    auto = "auto"
+    single_label = "single_label"
+    multi_label = "multi_label"
+    regression = "regression"
+
+
+class Weights(str, Enum):
+    """How much an example of a label counts in the loss; `balanced`: as much as those of any other label together."""
+
+    none = "none"
+    balanced = "balanced"
+
+
+@choice
+class Classification(Labelled):
+    """A label, several, or a number for each text or pair of texts."""
+
+    name: str = "classification"
+    problem: Problem = identity(Problem.auto, help="auto | single_label | multi_label | regression")
+    labels: list[str] | None = identity(None, help="all labels, in their order; default: those of the training examples")
+    class_weights: Weights = identity(Weights.none, help="none | balanced: examples of rare labels count more")
+    label_smoothing: float = identity(0.0, help="share of a target's weight that is spread over all labels")
+
+    fields: ClassVar[Mapping[str, Field]] = {
+        "text": Field(("text", "sentence", "sentence1", "premise", "question1")),
+        "pair": Field(("pair", "sentence2", "hypothesis", "question2"), optional=True),
+        "label": Field(("label", "labels")),
+    }
+    predicted: ClassVar[tuple[str, ...]] = ("label",)
+    terms: ClassVar[dict[str, float]] = {"classification": 1.0}
+    objective: ClassVar[str] = "sequence_classification"
+    figures: ClassVar[tuple[str, ...]] = ("accuracy", "f1", "f1_micro", "f1_macro", "mcc", "pearson", "spearman", "mse")
+    sections: ClassVar[tuple[str, ...]] = ("input_ids", "token_type_ids", "target")
+
+    def check(self) -> None:
+        require_share(self, "label_smoothing")
+        single = self.problem in (Problem.auto, Problem.single_label)
+        for key, value in (("class_weights", self.class_weights is not Weights.none), ("label_smoothing", bool(self.label_smoothing))):
+            if value and not single:
+                raise ConfigError(
+                    f"task.{key}: {getattr(self, key)} with task.problem={self.problem.value}; allowed: task.problem=single_label"
+                )
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ConfigError(f"task.labels: {self.labels}; each label once")
+
+    def learn(self, examples: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        counts: Counter[str] = Counter()
+        lists = False
+        for example in examples:
+            lists |= isinstance(example["label"], list)
+            counts.update(several(example["label"]))
+        problem = self.problem
+        if problem is Problem.auto:
+            values = None if lists or self.labels else numbers(list(counts))
+            is_value = values is not None and any(value != int(value) for value in values)
+            problem = Problem.multi_label if lists else Problem.regression if is_value else Problem.single_label
+        if problem is Problem.regression:
+            return {"problem": problem.value, "labels": ["value"], "counts": []}
+        labels = list(self.labels) if self.labels else in_order(set(counts))
+        if len(labels) < 2 and problem is Problem.single_label:
+            raise ConfigError(f"data.columns.label: all training examples have the label {labels[0]!r}; there is nothing to tell apart")
+        return {"problem": problem.value, "labels": labels, "counts": [counts[label] for label in labels]}
+
+    def labels_of(self, corpus: Corpus) -> dict[str, Any]:
+        labels = corpus.learned["labels"]
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: number for number, label in enumerate(labels)},
+            "problem_type": problem_type(corpus.learned),
+        }
+
+    def encode(
+        self, examples: Sequence[dict[str, Any]], first: int, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, sequence_length: int
+    ) -> Iterator[Row]:
+        texts, pairs = [example["text"] for example in examples], [example.get("pair") for example in examples]
+        given: Any = texts if not any(pairs) else [(text, pair or "") for text, pair in zip(texts, pairs, strict=True)]
+        found = tokenizer(given, truncation="longest_first", max_length=sequence_length, return_token_type_ids=True)
+        numbered = {label: number for number, label in enumerate(corpus.learned["labels"])}
+        for number, example in enumerate(examples):
+            ids, types = found["input_ids"][number], found["token_type_ids"][number]
+            if ids:
+                target = self._target(example["label"], corpus.learned, numbered, first + number)
+                yield Row(first + number, (ids, types if any(types) else (), target), {"classification": 1})
+
+    def _target(self, label: Any, learned: dict[str, Any], numbered: dict[str, int], example: int) -> Ints:
+        if learned["problem"] == Problem.regression.value:
+            value = numbers([written(label)])
+            if value is None or not np.isfinite(value[0]):
+                raise ConfigError(
+                    f"data.columns.label: {label!r} of example {example + 1:,} is no number; task.problem=regression needs one"
+                )
+            return np.array(value, np.float32).view(np.int32).astype(np.int64)
+        given = several(label)
+        unknown = next((one for one in given if one not in numbered), None)
+        if unknown is not None:
+            raise refuse_label(unknown, list(numbered), example)
+        if learned["problem"] == Problem.single_label.value and len(given) != 1:
+            raise ConfigError(f"data.columns.label: {label!r} of example {example + 1:,}; allowed: one label, or task.problem=multi_label")
+        return np.array([numbered[one] for one in given], np.int64)
+
+    def inputs(
+        self, rows: Sequence[Mapping[str, Ints]], counted: NDArray[np.bool_], learned: Mapping[str, Any]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+        index = np.flatnonzero(counted)
+        found: dict[str, NDArray[Any]] = {"classification_index": index}
+        if any(len(row["token_type_ids"]) for row in rows):
+            types = [row["token_type_ids"] if len(row["token_type_ids"]) else np.zeros_like(row["input_ids"]) for row in rows]
+            found["token_type_ids"] = np.concatenate(types)[None]
+        found["classification_targets"] = targets_of([row["target"] for row, scored in zip(rows, counted, strict=True) if scored], learned)
+        return found, {"classification": len(index)}
+
+    def module(self, config: Config, corpus: Corpus) -> nn.Module:
+        from trainer.models import skeleton_of
+        from trainer.models.examples import ClassificationModule
+
+        weights = None
+        if self.class_weights is Weights.balanced and corpus.learned["problem"] == Problem.single_label.value:
+            counts = corpus.learned["counts"]
+            # Of a label without examples nothing is weighed.
+            weights = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
+        return ClassificationModule(skeleton_of(config, corpus), problem_type(corpus.learned), weights, self.label_smoothing)
+
+    def predictions(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
+        found: list[Any] = outputs["logits"].tolist()
+        return found
+
+    def score(self, scored: Sequence[Scored], learned: Mapping[str, Any]) -> Score:
+        logits = np.array([one.predictions[0] for one in scored])
+        labels: list[str] = learned["labels"]
+        if learned["problem"] == Problem.regression.value:
+            return scores.regression(np.array([float(one.example["label"]) for one in scored]), logits[:, 0])
+        numbered = {label: number for number, label in enumerate(labels)}
+        if learned["problem"] == Problem.single_label.value:
+            truth = np.array([numbered[only(one.example["label"])] for one in scored])
+            return scores.single_label(truth, logits.argmax(axis=-1), labels)
+        found = np.zeros(logits.shape, np.int64)
+        for number, one in enumerate(scored):
+            found[number, [numbered[label] for label in several(one.example["label"])]] = 1
+        return scores.multi_label(found, (logits > 0).astype(np.int64), labels)
+
+
+def written(label: Any) -> str:
+    """A label as text: 1 and "1" are the same one."""
+    return str(label).lower() if isinstance(label, bool) else str(label)
+
+
+def several(label: Any) -> list[str]:
+    """The labels of an example."""
+    return [written(one) for one in (label if isinstance(label, list) else [label])]
+
+
+def only(label: Any) -> str:
+    """The label of an example that has one."""
+    return several(label)[0]
+
+
+def problem_type(learned: Mapping[str, Any]) -> str:
+    """As transformers names it."""
+    problem: str = learned["problem"]
+    return problem if problem == Problem.regression.value else f"{problem}_classification"
+
+
+def targets_of(targets: Sequence[Ints], learned: Mapping[str, Any]) -> NDArray[Any]:
+    """Targets of some examples for the loss: `[examples]` labels; `[examples, labels]` zeros and ones; or `[examples, 1]` values."""
+    if learned["problem"] == Problem.single_label.value:
+        return np.concatenate(targets) if targets else np.zeros(0, np.int64)
+    if learned["problem"] == Problem.regression.value:
+        values = np.concatenate(targets) if targets else np.zeros(0, np.int64)
+        return values.astype(np.int32).view(np.float32)[:, None]
+    found = np.zeros((len(targets), len(learned["labels"])), np.float32)
+    for number, target in enumerate(targets):
+        found[number, target] = 1.0
+    return found

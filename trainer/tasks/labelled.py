@@ -1,0 +1,157 @@
+"""What tasks on examples with labels share: a row is one example, cut into tokens once; a batch holds whole examples, unpadded.
+
+A row's piece is (start, example, length of each section …): the sections lie one after the other in the split's values from `start` on,
+the token ids first; `example` is the number of the record that the row was made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.choices import ConfigError
+from trainer.tasks import Batch, Pick, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from trainer.data.corpus import Corpus, Split
+    from trainer.data.rows import RowWriter
+    from trainer.models import Model
+
+Ints = NDArray[np.int64]
+
+# Examples that are cut into tokens together: the tokenizer's threads share them.
+_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row to be. example: which record of the split it is made of. sections: integers, the token ids first. targets: by term."""
+
+    example: int
+    sections: Sequence[Sequence[int] | NDArray[np.integer]]
+    targets: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An example that was evaluated: its fields, and what was predicted of each of its rows, in order."""
+
+    example: dict[str, Any]
+    predictions: list[Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """figures: one number each. tables: what has more, such as figures by label, as plain values."""
+
+    figures: dict[str, float]
+    tables: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Labelled(Task):
+    """An objective on examples. Of a row: sections in, tensors out; of all predictions: figures."""
+
+    # Names of a row's sections, `input_ids` first.
+    sections: ClassVar[tuple[str, ...]] = ("input_ids",)
+
+    def writing(self, model: Model) -> tuple[str, bool]:
+        return ("wordpiece", True) if model.marks else ("bpe", False)
+
+    def encode(
+        self, examples: Sequence[dict[str, Any]], first: int, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, sequence_length: int
+    ) -> Iterator[Row]:
+        """The rows of some examples, the number of the first of which is `first`. Raises ConfigError (B05) naming the example."""
+        raise NotImplementedError
+
+    def inputs(
+        self, rows: Sequence[Mapping[str, Ints]], counted: NDArray[np.bool_], learned: Mapping[str, Any]
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+        """Arrays for the module of a micro-batch beside the packed ids, and the number of targets of each term.
+
+        rows: the sections of each by name. counted: which of them are scored; the others fill up. learned: what `learn` found.
+        """
+        raise NotImplementedError
+
+    def predictions(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
+        """What the module says of each row that is scored, as plain values. outputs: those of its results in evaluation mode that are no
+        sums."""
+        raise NotImplementedError
+
+    def score(self, scored: Sequence[Scored], learned: Mapping[str, Any]) -> Score:
+        """Figures of an evaluation, over all its examples."""
+        raise NotImplementedError
+
+    def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
+        from trainer.data.tokenizer_files import load_tokenizer
+
+        writer.offsets = (0,)
+        tokenizer = load_tokenizer(corpus.tokenizer_path)
+        records, first = iter(corpus.records(split)), 0
+        while examples := list(islice(records, _AT_ONCE)):
+            rows = list(self.encode(examples, first, tokenizer, corpus, sequence_length))
+            self._write(rows, writer)
+            first += len(examples)
+
+    def _write(self, rows: Sequence[Row], writer: RowWriter) -> None:
+        pieces, start = np.empty((len(rows), 2 + len(self.sections)), np.int64), writer.values
+        for number, row in enumerate(rows):
+            lengths = [len(section) for section in row.sections]
+            pieces[number] = (start, row.example, *lengths)
+            start += sum(lengths)
+        if not rows:
+            return
+        writer.append_values(np.concatenate([np.asarray(section, np.int64) for row in rows for section in row.sections]))
+        targets = {term: np.array([row.targets[term] for row in rows]) for term in self.terms}
+        writer.append(pieces, np.ones(len(rows), np.int64), pieces[:, 2], targets)
+
+    def collate(self, split: Split, picks: Sequence[Pick]) -> Batch:
+        import torch
+
+        rows = [self.row(split, pick.row) for pick in picks]
+        counted = np.array([pick.counted for pick in picks])
+        lengths = [len(row["input_ids"]) for row in rows]
+        arrays: dict[str, NDArray[Any]] = {
+            "input_ids": np.concatenate([row["input_ids"] for row in rows])[None],
+            "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
+        }
+        more, targets = self.inputs(rows, counted, split.learned)
+        tensors = {name: torch.from_numpy(values) for name, values in (arrays | more).items()}
+        return Batch(tensors, tuple(lengths), targets, tokens=int(np.array(lengths)[counted].sum()))
+
+    def row(self, split: Split, number: int) -> dict[str, Ints]:
+        """The sections of a row by name."""
+        ((start, _, *lengths),) = split.rows.pieces(number).tolist()
+        values = split.tokens.read(start, sum(lengths))
+        return dict(zip(self.sections, np.split(values, np.cumsum(lengths)[:-1]), strict=True))
+
+
+def numbers(values: Sequence[str]) -> list[float] | None:
+    """Values as numbers; None where one is none."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        return None
+
+
+def in_order(labels: set[str]) -> list[str]:
+    """Labels as people order them: numbers by size, all else by letters."""
+    ordered = sorted(labels)
+    found = numbers(ordered)
+    return ordered if found is None else [label for _, label in sorted(zip(found, ordered, strict=True))]
+
+
+def refuse_label(label: str, known: Sequence[str], example: int) -> ConfigError:
+    """The error (B05) for a label that is none of those known."""
+    shown = ", ".join(known[:20]) + (" …" if len(known) > 20 else "")
+    return ConfigError(
+        f"data.columns.label: {label!r} of example {example + 1:,} is none of the {len(known)} labels: {shown}; mend the example, "
+        "or name all labels: 'task.labels=[…]'"
+    )
