@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import gc
 import io
 import shutil
@@ -29,8 +28,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import records  # noqa: E402
 from tests import loops  # noqa: E402
 from tests.distributed import run_distributed  # noqa: E402
+from trainer.config import Config  # noqa: E402
 from trainer.front_door import make_ready  # noqa: E402
-from trainer.run import RunDir  # noqa: E402
+from trainer.run import RunDir, load_frozen  # noqa: E402
+from trainer.trainer import Training  # noqa: E402
 from trainer.trials.outcomes import curve, distance, final, relative, samples  # noqa: E402
 
 # The noise of adding in another order, over the steps that are run here at this rate.
@@ -85,10 +86,14 @@ def loop(world: Any, paths: list[str], last: int | None) -> None:
     """On every rank: these runs, one after the other, to a step or to their ends."""
     from accelerate.state import AcceleratorState
 
-    for path in paths:
+    read: dict[str, Config] = {}
+    for path in map(RunDir, paths):
+        text = path.config_path.read_text()
+        if text not in read:
+            read[text] = load_frozen(path.config_path)
         gc.freeze()  # what is there already need not be looked through at every save
         with contextlib.redirect_stdout(io.StringIO()):
-            loops.training(world, path, loops.StopAfter(last)).loop()
+            Training(read[text], world, path, loops.StopAfter(last)).loop()  # type: ignore[arg-type]
         # Accelerate keeps the first engine's settings for the whole process; a run of its own has a process of its own.
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -115,28 +120,28 @@ def compared(path: Path, whole: Path) -> Cell | None:
 def run(kinds: list[str], known: list[Place], folder: Path) -> dict[str, dict[tuple[Place, Place], Cell | None]]:
     """Every ordered pair, itself included, of each kind."""
 
-    def composed(kind: str, place: Place) -> Any:
+    def ready(kind: str, place: Place, path: Path) -> Path:
         # 7 rows do not divide by 2, 3 or 4, and neither do 3 at a time.
         words = (*FAMILIES[kind], f"steps={STEPS}", "global_batch=7", "micro_batch=3", *place.words)
-        return loops.composed(folder / kind, folder / "texts", *words)
-
-    def ready(config: Any, place: Place, path: Path) -> Path:
-        make_ready(dataclasses.replace(config, output_dir=str(path)), RunDir(path), place.world)
+        make_ready(loops.composed(path, folder / "texts", *words), RunDir(path), place.world)
         return path
 
     alone = Place("single", 1)
-    whole = {kind: ready(composed(kind, alone), alone, folder / kind / "whole") for kind in kinds}
+    whole = {kind: ready(kind, alone, folder / kind / "whole") for kind in kinds}
     train(alone, list(whole.values()))
     for place in known:
-        train(place, [ready(composed(kind, place), place, folder / kind / "stopped" / f"{place}") for kind in kinds], SAVED_AT)
+        train(place, [ready(kind, place, folder / kind / "stopped" / f"{place}") for kind in kinds], SAVED_AT)
     cells: dict[str, dict[tuple[Place, Place], Cell | None]] = {kind: {} for kind in kinds}
     for second in known:
         began, found = time.monotonic(), []
         paths = {(kind, first): folder / kind / f"{second}" / f"{first}" for kind in kinds for first in known}
-        configs = {kind: composed(kind, second) for kind in kinds}
         for (kind, first), path in paths.items():
             shutil.copytree(folder / kind / "stopped" / f"{first}", path)
-            ready(configs[kind], second, path)
+            if first == known[0]:
+                ready(kind, second, path)
+            else:
+                for name in ("config.yaml", "placement.json"):  # of which the front door writes the same for all
+                    shutil.copy(paths[kind, known[0]] / name, path)
         train(second, list(paths.values()))
         for (kind, first), path in paths.items():
             found.append(compared(path, whole[kind]))
