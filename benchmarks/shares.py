@@ -227,7 +227,7 @@ def main() -> int:
             f"brackets its size over the share that theory gives it ({LIMIT:.0%} are allowed). The peaks are of all tensors on the CPU "
             "while a rank takes its values, until it has the last of them: first values, or safetensors files. hsdp: two replicas of two. "
             "zero2: DeepSpeed keeps a gradient that the border of two parts cuts whole on both ranks (at four, that of the embedding), and "
-            "so does theory here. zero3: small parameters stay whole beside their parts.",
+            "so does theory here.",
             markdown(rows),
             "All within the limits." if not wrong else "\n".join(f"- {line}" for line in wrong),
             "Made by `python benchmarks/shares.py`.",
