@@ -1,7 +1,8 @@
-"""Every combination that the support matrix allows is run: strategy × optimizer × precision × task.
+"""What the support matrix allows is run: strategy × precision × optimizer on one task, and × task with one optimizer.
 
-    python benchmarks/support.py [--strategies ddp,zero3] [--optims adamw] [--precisions fp32] [--tasks clm,mlm]
+    python benchmarks/support.py [--strategies ddp,zero3] [--optims adamw] [--precisions fp32] [--tasks clm,mlm] [--all]
 
+--all: every optimizer on every task.
 A tiny model, a few steps by the real loop on real rows, at two processes (hsdp at four: two replicas of two). The loss has to fall, and
 that of every step has to be the loss on one device, to the noise of adding in another order: measured, for each combination, as the
 distance of two runs on one device that differ in their micro-batches. Results: benchmarks/results/. The exit code is 1 where a
@@ -139,9 +140,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     for word, group in known.items():
         parser.add_argument(f"--{word}", default=",".join(groups()[group]))
-    given = {word: value.split(",") for word, value in vars(parser.parse_args()).items()}
+    parser.add_argument("--all", action="store_true", help="every optimizer on every task")
+    words = parser.parse_args()
+    given = {word: getattr(words, word).split(",") for word in known}
     strategies = sorted(given["strategies"], key=lambda name: (name != "single", name))
     features = [Feature(*names) for names in itertools.product(given["optims"], given["precisions"], given["tasks"])]
+    features = [one for one in features if words.all or one.optim == given["optims"][0] or one.task == given["tasks"][0]]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
         folder = Path(name)
