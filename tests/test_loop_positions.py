@@ -78,18 +78,30 @@ def test_c03_the_optimizer_takes_the_rate_of_its_batch(tmp_path: Path, texts: Pa
             assert rates == plain
 
 
-def held_out_figures(world: World, path: str, samples: int) -> dict[str, Any]:
-    (held_out,) = training(world, path).held_outs
-    held_out.loaders[""].batches = Batches(samples, held_out.loaders[""].batches.size)
-    return held_out.figures(world.device)
+def held_out_figures(world: World, path: str, sizes: list[int]) -> dict[str, Any]:
+    """Figures of the first samples, so many at a time; then those of all after one step more, and its loss."""
+    here = training(world, path)
+    (held_out,) = here.held_outs
+    batches, figures = held_out.loaders[""].batches, []
+    for size in sizes:
+        held_out.loaders[""].batches = Batches(size, batches.size)
+        figures.append(held_out.figures(world.device))
+    held_out.loaders[""].batches = batches
+    here.loop()
+    return {"figures": figures, "after": held_out.figures(world.device), "loss": here.last["loss"]}
 
 
-def test_c05_uneven_evaluation_ends_where_every_forward_is_collective(tmp_path: Path, texts: Path) -> None:
-    """5 samples on 4 ranks under fsdp: a rank that had none and left out a forward would leave the others waiting."""
-    words = (*BERT, "data.held_out=0.4", "micro_batch=1")
-    alone = held_out_figures(single(), str(ready(tmp_path, texts, *words, name="alone")), 5)
-    together = run_distributed(
-        held_out_figures, 4, str(ready(tmp_path, texts, *words, "strategy=fsdp", name="together", world=4)), 5, timeout_seconds=60
-    )
-    for figures in together:
-        assert figures == pytest.approx(alone, rel=1e-5)
+@pytest.mark.parametrize("strategy", ["zero1", "zero3", "fsdp"])
+def test_c05_c04_uneven_evaluation_ends_where_every_forward_is_collective(tmp_path: Path, texts: Path, strategy: str) -> None:
+    """1 … 2·W+1 samples on 4 ranks: under fsdp and zero3 a rank that had none and left out a forward would leave the others waiting."""
+    words = (*BERT, "data.held_out=0.4", "micro_batch=1", "steps=1", "eval_every=100")
+    # By default DeepSpeed keeps parameters as small as these whole on every rank, and no forward would gather any.
+    small = ("strategy.options={zero_optimization: {stage3_param_persistence_threshold: 0}}",) if strategy == "zero3" else ()
+    sizes = list(range(1, 10))
+    alone = held_out_figures(single(), str(ready(tmp_path, texts, *words, name="alone")), sizes)
+    path = ready(tmp_path, texts, *words, f"strategy={strategy}", *small, name="together", world=4)
+    for found in run_distributed(held_out_figures, 4, str(path), sizes, timeout_seconds=60):
+        for mine, wanted in zip(found["figures"], alone["figures"], strict=True):
+            assert mine == pytest.approx(wanted, rel=1e-5)
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert found["after"] == pytest.approx(alone["after"], rel=1e-5)

@@ -70,7 +70,7 @@ def begun(world, strategy):
 def test_c20_every_strategy_starts_from_the_same_bits():
     wanted = run_distributed(begun, 1, "single", group=False)[0]
     assert len(wanted) > 30 and any(values.any() for values in wanted.values())
-    for strategy, world in (("ddp", 2), ("zero2", 2), ("fsdp", 3), ("hsdp", 4)):
+    for strategy, world in (("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 3), ("fsdp", 3), ("hsdp", 4)):
         found = run_distributed(begun, world, strategy)[0]
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted), (strategy, world)

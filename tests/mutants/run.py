@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 ROWS = (*(f"c{number:02d}" for number in range(1, 21) if number != 9), "f01", "f08", "f09", "f10", "f11", "f12", "s01", "s02", "b08")
-TIMEOUT_SECONDS = 600
+TIMEOUT_SECONDS = 1800
 
 
 @dataclass
@@ -61,9 +61,9 @@ def copy_tree(target: Path) -> None:
         (target / "trainer" / name).symlink_to(target / name)
 
 
-def run_tests(tree: Path, rows: list[str]) -> Verdict:
-    """Run the tests of rows in a tree, up to the first failure."""
-    tests = sorted({test for row in rows for test in row_tests(tree, row)})
+def run_tests(tree: Path, row: str) -> Verdict:
+    """Run the tests of a row in a tree, up to the first failure."""
+    tests = row_tests(tree, row)
     if not tests:
         return Verdict(5, 0, "", "")
     # Every process of a test imports from the copy, wherever it is started; no compiled file outlives a patch.
@@ -96,34 +96,32 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="shardloom-mutants-") as folder:
         tree = Path(folder)
         copy_tree(tree)
-        begun = time.perf_counter()
-        plain = run_tests(tree, rows)
-        print(
-            f"without a patch: {plain.ran} tests, {'all pass' if plain.code == 0 else 'NOT GREEN'} ({time.perf_counter() - begun:.0f} s)\n"
-        )
-        if plain.code:
-            print(plain.output[-3000:])
-            return 1
-        print(f"{'id':<5}{'patch':<44}{'seconds':>8}  {'':<12}first test that fails")
+        print(f"{'id':<5}{'patch':<48}{'seconds':>8}  {'':<12}first test that fails")
         for row in rows:
             found = patches([row])
+            # Without a patch first: a test that fails anyway shows nothing.
+            good = judge(tree, row, None) and bool(found) and good
             if not found:
-                print(f"{row:<5}{'none':<44}{'':>8}  NO PATCH")
-                good = False
+                print(f"{row:<5}{'none':<48}{'':>8}  NO PATCH")
             for patch in found:
-                begun = time.perf_counter()
-                complaint = apply(tree, patch)
-                verdict = Verdict(-1, 0, "", complaint) if complaint else run_tests(tree, [row])
-                if not complaint:
-                    complaint = apply(tree, patch, reverse=True)
-                word = {-1: "NOT APPLIED", 0: "STAYS GREEN", 1: "red", 5: "NO TEST", 124: "TIMED OUT"}.get(verdict.code, "BROKEN")
-                good = good and verdict.code == 1 and not complaint
-                print(
-                    f"{row:<5}{patch.stem.partition('-')[2]:<44}{time.perf_counter() - begun:>8.0f}  {word:<12}{verdict.failed}", flush=True
-                )
-                if verdict.code not in (0, 1, 5):
-                    print(verdict.output[-2000:])
+                good = judge(tree, row, patch) and good
     return 0 if good else 1
+
+
+def judge(tree: Path, row: str, patch: Path | None) -> bool:
+    """Run a row's tests with a patch, or without, and print what became of them. True: they failed with it, or passed without."""
+    begun = time.perf_counter()
+    complaint = apply(tree, patch) if patch else ""
+    verdict = Verdict(-1, 0, "", complaint) if complaint else run_tests(tree, row)
+    if patch and not complaint:
+        apply(tree, patch, reverse=True)
+    wanted = 1 if patch else 0
+    words = {-1: "NOT APPLIED", 5: "NO TEST", 124: "TIMED OUT"} | ({0: "STAYS GREEN", 1: "red"} if patch else {0: "green", 1: "NOT GREEN"})
+    name = patch.stem.partition("-")[2] if patch else f"none: {verdict.ran} tests"
+    print(f"{row:<5}{name:<48}{time.perf_counter() - begun:>8.0f}  {words.get(verdict.code, 'BROKEN'):<12}{verdict.failed}")
+    if verdict.code != wanted:
+        print(verdict.output[-2000:])
+    return verdict.code == wanted
 
 
 if __name__ == "__main__":

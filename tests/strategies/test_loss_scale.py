@@ -70,8 +70,8 @@ def halved(world, strategy, options):
 
 
 def test_c17_fp16_means_products_alone_under_every_strategy():
-    found = {strategy: run_distributed(halved, world, strategy, {}, group=strategy != "single")
-             for strategy, world in (("single", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2))}  # fmt: skip
+    placed = [("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2), ("fsdp", 2), ("hsdp", 4)]
+    found = {strategy: run_distributed(halved, world, strategy, {}, group=strategy != "single") for strategy, world in placed}
     for strategy in ("zero1", "zero3"):
         found[f"{strategy}, offloaded"] = run_distributed(halved, 2, strategy, {"offload_optimizer": Offload.cpu})
     (alone,) = found["single"]
