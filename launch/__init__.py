@@ -29,7 +29,7 @@ class Launcher(Choice, group="launcher", role="placement"):
     """Where the processes of a run are started."""
 
     def ready(self, config: Config) -> int:
-        """The world size. Raises ConfigError where the machines cannot run this (B09), before anything is prepared."""
+        """The world size. Raises ConfigError where the machines cannot run this (B09, B10), before anything is prepared."""
         raise NotImplementedError
 
     def submit(self, run_dir: Path, config: Config, lock: int | None = None) -> Handle:

@@ -60,19 +60,32 @@ def selected(variable: str, present: int) -> int:
     return len(chosen)
 
 
+def capabilities() -> list[tuple[str, tuple[int, int]]]:
+    """Name and compute capability of each GPU in this host, hidden ones too; empty where nvidia-smi does not tell."""
+    told = _nvidia_smi("--query-gpu=name,compute_cap", "--format=csv,noheader") or ""
+    return [(name, (int(major), int(minor))) for name, major, minor in re.findall(r"^(.+), *(\d+)\.(\d+)$", told, re.MULTILINE)]
+
+
 def _present() -> int:
     """nvidia-smi knows what a container was given; without it, the driver's own list, cut to the device files that there are."""
-    command = shutil.which("nvidia-smi")
-    if command:
-        try:
-            done = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30)
-        except (OSError, subprocess.TimeoutExpired):
-            done = None
-        if done is not None and done.returncode == 0:
-            return len(re.findall(r"^GPU \d+:", done.stdout, re.MULTILINE))
+    told = _nvidia_smi("-L")
+    if told is not None:
+        return len(re.findall(r"^GPU \d+:", told, re.MULTILINE))
     listed = Path("/proc/driver/nvidia/gpus")
     nodes = [node for node in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", node.name)]
     return min(len(list(listed.iterdir())), len(nodes)) if listed.is_dir() else 0
+
+
+def _nvidia_smi(*options: str) -> str | None:
+    """What it prints; None where there is no such command, or it fails."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    try:
+        done = subprocess.run([command, *options], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def _torch_has_cuda() -> bool:

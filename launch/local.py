@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from trainer.choices import ConfigError, choice, placement
 
 from . import Handle, Launcher
-from .devices import find_gpus
+from .devices import GPUs, capabilities, find_gpus
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -41,7 +42,7 @@ class Local(Launcher):
         return self.resources(config)[0]
 
     def resources(self, config: Config) -> tuple[int, str]:
-        """(processes, device kind) on this machine. Raises ConfigError where more is asked than there is (B09)."""
+        """(processes, device kind) on this machine. Raises ConfigError where more is asked than there is (B09, B10)."""
         wanted, only = self.processes, config.strategy.processes
         if wanted is not None and only is not None and wanted != only:
             raise ConfigError(
@@ -64,6 +65,7 @@ class Local(Launcher):
                 f"launcher.processes: {wanted} asked for, but {gpus.why()}; "
                 f"use launcher.processes={gpus.count}, show more of them, or use device=cpu"
             )
+        require_precision(config, gpus)
         return wanted or gpus.count, "cuda"
 
     def submit(self, run_dir: Path, config: Config, lock: int | None = None) -> LocalHandle:
@@ -74,6 +76,19 @@ class Local(Launcher):
         if config.device.threads is not None:  # type: ignore[attr-defined]
             command.append(f"--threads={config.device.threads}")  # type: ignore[attr-defined]
         return LocalHandle(start_agent(command, lock))
+
+
+def require_precision(config: Config, gpus: GPUs) -> None:
+    """Raise ConfigError where a GPU that is visible does not compute in the precision that is asked for (B10)."""
+    needed = config.precision.capability
+    lacking = [(name, has) for name, has in capabilities() if has < needed] if needed > (0, 0) else []
+    # The driver may number GPUs in another order than nvidia-smi lists them: counted, and refused only where too few are left.
+    if gpus.present - len(lacking) < gpus.visible:
+        (name, has), asked = lacking[0], config.precision.name
+        raise ConfigError(
+            f"precision={asked}: {name} on {socket.gethostname()} has compute capability {has[0]}.{has[1]}; GPUs compute in {asked} from "
+            f"{needed[0]}.{needed[1]} on, and emulate it below; use precision=fp16 or fp32, or show other GPUs"
+        )
 
 
 def start_agent(command: list[str], lock: int | None = None) -> subprocess.Popen[bytes]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from enum import Enum
+from typing import ClassVar
 
 from trainer.choices import Choice, ConfigError, choice, placement, require_at_least, require_positive
 
@@ -16,6 +17,9 @@ _TRACED = 100
 
 class Precision(Choice, group="precision"):
     """The arithmetic of a step; parameters, moments and reductions are fp32 in all of them."""
+
+    # The oldest compute capability of an NVIDIA GPU that computes in it; a CPU can, in any.
+    capability: ClassVar[tuple[int, int]] = (0, 0)
 
     @property
     def autocast(self) -> str | None:
@@ -35,6 +39,8 @@ class BF16(Precision):
     """bf16 products by autocast; fp32 master weights, moments and reductions."""
 
     name: str = "bf16"
+    # Older ones emulate it by way of fp32.
+    capability: ClassVar[tuple[int, int]] = (8, 0)
 
     @property
     def autocast(self) -> str | None:

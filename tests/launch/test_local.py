@@ -11,12 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
-from trainer.launch import local
+from trainer.launch import devices, local
 from trainer.launch.devices import GPUs, find_gpus, selected
 from trainer.launch.local import Local
 
 from tests.launch.processes import family, launched, new_run, ranks, steps, until
 from trainer.choices import ConfigError
+from trainer.settings import BF16, FP16, FP32, Precision
 
 
 def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
@@ -80,10 +81,9 @@ def test_each_attempt_has_a_number_of_its_own_over_all_launches(tmp_path: Path) 
     ]
 
 
-def config(kind: str = "auto", processes: int | None = None) -> Any:
-    return SimpleNamespace(
-        device=SimpleNamespace(kind=kind), strategy=SimpleNamespace(name="single" if processes else "ddp", processes=processes)
-    )
+def config(kind: str = "auto", processes: int | None = None, precision: Precision | None = None) -> Any:
+    strategy = SimpleNamespace(name="single" if processes else "ddp", processes=processes)
+    return SimpleNamespace(device=SimpleNamespace(kind=kind), strategy=strategy, precision=precision or FP32())
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,45 @@ def test_b09_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(local, "find_gpus", lambda: GPUs(present=1, visible=1, usable=False))
     with pytest.raises(ConfigError, match="built without CUDA"):
         Local().resources(config("cuda"))
+
+
+OLD = ("Tesla T4, 7.5", "Tesla T4, 7.5")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "precision", "lacks"),
+    [
+        (OLD, None, BF16, "Tesla T4 on"),
+        (OLD, None, FP16, ""),
+        (OLD, None, FP32, ""),
+        (("NVIDIA A100-SXM4-80GB, 8.0", "NVIDIA H200, 9.0"), None, BF16, ""),
+        (("NVIDIA A100-SXM4-80GB, 8.0", "Tesla T4, 7.5"), None, BF16, "Tesla T4 on"),
+        (("Tesla T4, 7.5", "NVIDIA B200, 10.0"), "0", BF16, ""),
+        (("Tesla T4, 7.5", "Tesla T4, [N/A]"), "0", BF16, ""),
+    ],
+)
+def test_b10_a_precision_that_a_gpu_lacks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[str, ...], visible: str | None, precision: type[Precision], lacks: str
+) -> None:
+    """By what nvidia-smi tells of them; where it is not sure, the run may go on."""
+    listed = "\n".join(f"GPU {number}: {line} (UUID: GPU-{number})" for number, line in enumerate(gpus))
+    asked = "\n".join(gpus)
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f'#!/bin/sh\n[ "$1" = -L ] && echo "{listed}" || echo "{asked}"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(devices, "_torch_has_cuda", lambda: True)
+    if not lacks:
+        assert Local().resources(config(precision=precision())) == (1 if visible else 2, "cuda")
+        return
+    with pytest.raises(ConfigError) as refused:
+        Local().resources(config(precision=precision()))
+    for part in ("precision=bf16", lacks, os.uname().nodename, "compute capability 7.5", "from 8.0 on", "precision=fp16 or fp32"):
+        assert part in str(refused.value)
+    assert Local().resources(config("cpu", precision=precision())) == (2, "cpu"), "a CPU computes in it"
 
 
 def test_single_is_one_process() -> None:

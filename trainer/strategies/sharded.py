@@ -16,7 +16,6 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from trainer.checkpoint.boxes import Box, rows_of
 from trainer.models.blocks import blocks
-from trainer.models.deferred import exchange_parameters
 from trainer.strategies.torch_driven import Called, TorchPlacement
 
 if TYPE_CHECKING:
@@ -132,7 +131,6 @@ def shard(module: nn.Module, mesh: DeviceMesh, options: FSDP) -> None:
 def fill(module: nn.Module, weights: Read, device: torch.device, on_host: bool = False) -> None:
     """Give a module that was cut on meta room for this rank's rows, and read them: the share and one tensor, never the whole."""
     home = torch.device("cpu") if on_host else device
-    places = dict(module.named_parameters(remove_duplicate=False))
     room: dict[Tensor, Tensor] = {}
 
     def make(tensor: Tensor) -> Tensor:
@@ -140,11 +138,8 @@ def fill(module: nn.Module, weights: Read, device: torch.device, on_host: bool =
             room[tensor] = torch.zeros_like(tensor, device=home) if tensor.is_meta else tensor.to(device)
         return room[tensor]
 
-    # What FSDP keeps of a parameter follows only in `_apply`; that makes a parameter for each place, so what was tied is tied again.
+    # What FSDP keeps of a parameter follows only in `_apply`, which swaps the contents of a DTensor: what was tied stays tied.
     module._apply(make)
-    first: dict[nn.Parameter, nn.Parameter] = {}
-    now = dict(module.named_parameters(remove_duplicate=False))
-    exchange_parameters(module, {now[name]: first.setdefault(before, now[name]) for name, before in places.items()})
     for name, parameter in module.named_parameters():
         held = box_of(parameter)
         if held is not None:
