@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from tests.checkpoint.test_saving import small_disk
 from tests.loops import StopAfter, losses, ready, single, training, write_texts
 from trainer.checkpoint import remote, shards
 from trainer.checkpoint.boxes import Box
-from trainer.checkpoint.files import COMMIT, CheckpointError, folder_of
+from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, folder_of
 from trainer.checkpoint.opening import open_newest
-from trainer.checkpoint.remote import Remote
+from trainer.checkpoint.reading import Reader
+from trainer.checkpoint.remote import Fetched, Remote
 from trainer.checkpoint.saving import Saver
 from trainer.checkpoint.store import committed, snapshot
 from trainer.choices import ConfigError
@@ -54,8 +56,15 @@ def test_a_run_goes_on_where_its_directory_was_lost(tmp_path, texts):
     assert [each.step for each in Remote(f"{tmp_path}/there").committed()] == [5, 6]
     assert [file.name for file in (path / "checkpoints").iterdir()] == ["step-0000006"], "what was fetched is gone"
 
+    shutil.rmtree(path)
+    damage(Remote(f"{tmp_path}/there"), 6, -1)
+    path = ready(tmp_path, texts, *words)
+    assert training(single(), path).step == 5
+    (fallback,) = RunDir(path).events("fallback")
+    assert fallback["used"] == "step-0000005" and "does not have the checksum" in fallback["problems"][0]
+
     other = ready(tmp_path, texts, *words, "seed=9", name="other")
-    with pytest.raises(ConfigError, match=r"checkpoint\.path: .*step-0000006 is of another run"):
+    with pytest.raises(ConfigError, match=r"checkpoint\.path: .*step-0000005 is of another run"):
         training(single(), other)
     ready(tmp_path, texts, *words, "seed=9", "resume.overwrite=true", name="other")
     assert Remote(f"{tmp_path}/there").committed() == [] and training(single(), other).step == 0
@@ -83,42 +92,58 @@ def test_only_what_is_read_is_fetched_and_each_block_is_summed(tmp_path, monkeyp
         monkeypatch.setattr(module, "BLOCK", 1 << 12)
     here, there, new = tmp_path / "here", Remote(str(tmp_path / "there")), tmp_path / "new"
     copied(here, there, {1: Rows(), 2: Rows()})
-    opened = open_newest(new, ALONE, remote=there)
-    assert opened.step == 2 and opened.state == {"position": 2}
-    rows = opened.read("a.weight", "parameter", (2000, 20), Box((900, 0), (100, 20)))
+    # What one of ten ranks on ten machines fetches.
+    manifest = json.loads(there.text(2, MANIFEST))
+    (shard,) = manifest["files"]
+    fetched = Fetched(there, 2, new)
+    fetched.verify(manifest["files"], 9, 10)
+    file = new / shard["file"]
+    assert len(shard["blocks"]) == 40 and file.stat().st_blocks * 512 == 4 << 12, "its share of the blocks to sum"
+    rows = Reader(new, manifest, fetched)("a.weight", "parameter", (2000, 20), Box((900, 0), (100, 20)))
     assert torch.equal(rows, torch.arange(40_000.0).view(2000, 20)[900:1000])
-    file = remote.cache_of(new, 2) / "rank-00000.safetensors"
-    assert file.stat().st_size > 160_000 and file.stat().st_blocks * 512 <= 5 << 12, "the header and 8,000 bytes of 160,000"
+    assert file.stat().st_size > 160_000 and file.stat().st_blocks * 512 <= 9 << 12, "and the header, and 8,000 bytes"
 
-    # The block is damaged there: what was fetched is of use, what was not is refused.
-    shard = Path(there.place(2, "rank-00000.safetensors"))
-    data = bytearray(shard.read_bytes())
-    data[80_000] ^= 1
-    shard.write_bytes(data)
-    opened = open_newest(new, ALONE, remote=there)
-    assert torch.equal(opened.read("a.weight", "parameter", (2000, 20), Box((900, 0), (100, 20))), rows)
+    # Damaged there after it was summed: what is here is of use, what is not is refused.
+    damage(there, 2, 80_000)
+    again = Fetched(there, 2, new)
+    again.verify(manifest["files"], 9, 10)
+    assert torch.equal(Reader(new, manifest, again)("a.weight", "parameter", (2000, 20), Box((900, 0), (100, 20))), rows)
     file.unlink()
     with pytest.raises(CheckpointError, match=r"rank-00000.safetensors does not have the checksum .* at byte 77,824"):
-        opened = open_newest(new, ALONE, remote=there)
-        opened.read("a.weight", "parameter", (2000, 20), Box((900, 0), (100, 20)))
+        fetched = Fetched(there, 2, new)
+        fetched.verify(manifest["files"], 9, 10)
+        Reader(new, manifest, fetched)("a.weight", "parameter", (2000, 20), Box((900, 0), (100, 20)))
 
 
-@pytest.mark.parametrize("damage", ["a shard is missing", "a shard is cut", "the manifest is damaged", "never uploaded to the end"])
-def test_f10_b08_a_damaged_one_there_is_passed_over(tmp_path, damage):
+def damage(there: Remote, step: int, at: int) -> None:
+    """Another byte in the shard of rank 0."""
+    shard = Path(there.place(step, "rank-00000.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[at] ^= 1
+    shard.write_bytes(data)
+
+
+DAMAGES = ["a shard is missing", "a shard is cut", "a byte is another", "the manifest is damaged", "never uploaded to the end"]
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_f10_b08_a_damaged_one_there_is_passed_over(tmp_path, damaged):
     there = Remote(str(tmp_path / "there"))
     copied(tmp_path / "here", there, {1: Fixed(1.0), 2: Fixed(2.0)})
     folder = Path(there.place(2))
-    if damage == "a shard is missing":
+    if damaged == "a shard is missing":
         (folder / "rank-00000.safetensors").unlink()
-    elif damage == "a shard is cut":
+    elif damaged == "a shard is cut":
         (folder / "rank-00000.safetensors").write_bytes(b"short")
-    elif damage == "the manifest is damaged":
+    elif damaged == "a byte is another":
+        damage(there, 2, -1)
+    elif damaged == "the manifest is damaged":
         (folder / "manifest.json").write_text("{}")
     else:
         (folder / COMMIT).unlink()
     opened = open_newest(tmp_path / "new", ALONE, remote=there)
     assert opened.step == 1 and value(opened) == 1.0 and str(opened.path) == there.place(1)
-    assert len(opened.problems) == (damage != "never uploaded to the end")
+    assert len(opened.problems) == (damaged != "never uploaded to the end")
 
 
 def test_the_one_here_is_taken_before_the_one_there(tmp_path):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
-ROWS = (*(f"c{number:02d}" for number in range(1, 21) if number != 9), "f01", "f08", "f09", "f10", "f11", "f12", "s01", "s02", "b08", "b10")
+ROWS = (*(f"c{number:02d}" for number in range(1, 21)), "f01", "f08", "f09", "f10", "f11", "f12", "s01", "s02", "b08", "b10")
 TIMEOUT_SECONDS = 1800
 
 

@@ -49,15 +49,15 @@ def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda li
     found = json.loads(exchange(world, "checkpoint/list", json.dumps(found))[0])
     problems: list[str] = []
     for step, name, _ in found:
-        folder = Path(name) if name else cache_of(root, step)
-        if name:
+        if name or remote is None:
+            folder = path = Path(name)
+            fetched = None
             manifest, facts, complaint = _verified(folder, world)
         else:
-            assert remote is not None
-            manifest, facts, complaint = _verified_there(remote, step, world)
+            folder, path = cache_of(root, step), Path(remote.place(step))
+            fetched = Fetched(remote, step, folder)
+            manifest, facts, complaint = _verified_there(fetched, world)
         if manifest is not None:
-            fetched = None if name or remote is None else Fetched(remote, step, folder, manifest["files"])
-            path = folder if name or remote is None else Path(remote.place(step))
             if problems and world.leads:
                 log(f"going on from {path}; passed over: {'; '.join(problems)}")
             return Opened(path, manifest["step"], manifest["state"], Reader(folder, manifest, fetched), facts, problems)
@@ -120,15 +120,13 @@ def _verified(folder: Path, world: World) -> Checked:
     return _agreed(folder, read, world)
 
 
-def _verified_there(remote: Remote, step: int, world: World) -> Checked:
-    """A checkpoint there: the manifest is as it was written, and every file has its size. Blocks are summed when they are fetched."""
+def _verified_there(fetched: Fetched, world: World) -> Checked:
+    """A checkpoint there, likewise; what a rank fetches to sum it, none of its machine fetches again to read it."""
+    remote, step = fetched.remote, fetched.step
 
     def read() -> tuple[dict[str, Any], dict[str, Any]]:
         manifest, facts = _parsed(remote.place(step), remote.text(step, COMMIT), remote.text(step, MANIFEST))
-        for shard in manifest["files"][world.rank :: world.size]:
-            size = remote.size(step, shard["file"])
-            if size != shard["bytes"]:
-                raise CheckpointError(f"{remote.place(step, shard['file'])} has {size:,} bytes, {shard['bytes']:,} were written")
+        fetched.verify(manifest["files"], world.rank, world.size)
         return manifest, facts
 
     return _agreed(remote.place(step), read, world)

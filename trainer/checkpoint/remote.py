@@ -1,7 +1,8 @@
 """Checkpoints in another place too: a path, or a URL that fsspec knows (s3://, gs://, az://, file:// …).
 
-They are written here first and uploaded from there, each rank its shard, COMMIT last. A resume that finds none here takes the newest there,
-and of it each rank fetches the blocks that it reads, into files below the run's checkpoints that the next save removes.
+They are written here first and uploaded from there, each rank its shard, COMMIT last. A resume that finds none here takes the newest there:
+the ranks share out its blocks to fetch and sum all of them, and then each fetches what else it reads, into files below the run's
+checkpoints that the next save removes.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, folder_of, step_of
 from trainer.checkpoint.retention import Found, kept_for
-from trainer.checkpoint.shards import BLOCK
+from trainer.checkpoint.shards import BLOCK, share
 from trainer.choices import ConfigError
 
 if TYPE_CHECKING:
@@ -124,15 +126,32 @@ def cache_of(root: Path, step: int) -> Path:
 class Fetched:
     """The parts of a remote checkpoint's files that were asked for, as sparse local files; each block is summed before it is used."""
 
-    def __init__(self, remote: Remote, step: int, folder: Path, files: list[dict[str, Any]]):
+    def __init__(self, remote: Remote, step: int, folder: Path):
         self.remote, self.step, self.folder = remote, step, folder
-        self._files = {shard["file"]: shard for shard in files}
-        self._there: dict[str, set[int]] = {name: set() for name in self._files}
-        folder.mkdir(parents=True, exist_ok=True)
+        self._files: dict[str, dict[str, Any]] = {}
+        self._here: dict[str, set[int]] = {}
+
+    def verify(self, shards: list[dict[str, Any]], part: int = 0, parts: int = 1) -> None:
+        """Check the sizes of all of these files, and have one of `parts` equal shares of their blocks here.
+
+        Raises CheckpointError naming the first file that is not as it was written.
+        """
+        for shard in shards:
+            size = self.remote.size(self.step, shard["file"])
+            if size != shard["bytes"]:
+                raise CheckpointError(f"{self.remote.place(self.step, shard['file'])} has {size:,} bytes, {shard['bytes']:,} were written")
+        self._files = {shard["file"]: shard for shard in shards}
+        self._here = {name: set() for name in self._files}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, blocks in groupby(share(shards, part, parts), key=lambda block: str(block[0]["file"])):
+            self._fetch(name, {number for _, number in blocks})
 
     def ensure(self, name: str, start: int, end: int) -> None:
-        """Have these bytes of a file here. Raises CheckpointError where they are not what was written."""
-        wanted = [number for number in range(start // BLOCK, -(-end // BLOCK)) if number not in self._there[name]]
+        """Have these bytes of a verified file here. Raises CheckpointError where they are not what was written."""
+        self._fetch(name, set(range(start // BLOCK, -(-end // BLOCK))))
+
+    def _fetch(self, name: str, numbers: set[int]) -> None:
+        wanted = sorted(numbers - self._here[name])
         if not wanted:
             return
         # Several ranks of a node share the file: each writes what the others would.
@@ -143,7 +162,7 @@ class Fetched:
                 list(pool.map(lambda number: self._block(descriptor, name, number), wanted))
         finally:
             os.close(descriptor)
-        self._there[name].update(wanted)
+        self._here[name].update(wanted)
 
     def _block(self, descriptor: int, name: str, number: int) -> None:
         shard, start = self._files[name], number * BLOCK
@@ -155,7 +174,7 @@ class Fetched:
         if _sum(data) != shard["blocks"][number]:
             raise CheckpointError(
                 f"{self.remote.url}: {self.remote.place(self.step, name)} does not have the checksum that it was written with, at byte "
-                f"{start:,} or after; remove this checkpoint there, and the same command takes the one before"
+                f"{start:,} or after"
             )
         os.pwrite(descriptor, data, start)
 

@@ -119,13 +119,18 @@ def verify(folder: Path, shards: Sequence[dict[str, Any]], part: int = 0, parts:
 
     Raises CheckpointError naming the first file and byte that are not as they were written.
     """
-    blocks = [(shard, number) for shard in shards for number in range(len(shard["blocks"]))]
-    mine = blocks[len(blocks) * part // parts : len(blocks) * (part + 1) // parts]
+    mine = share(shards, part, parts)
     verify_sizes(folder, shards)
     with ThreadPoolExecutor(min(_THREADS, threads or len(os.sched_getaffinity(0)))) as pool:
         for complaint in pool.map(lambda block: _damage(folder, *block), mine):
             if complaint:
                 raise CheckpointError(complaint)
+
+
+def share(shards: Sequence[dict[str, Any]], part: int, parts: int) -> list[tuple[dict[str, Any], int]]:
+    """One of `parts` equal shares of all blocks: the shard of each, and its number in there."""
+    blocks = [(shard, number) for shard in shards for number in range(len(shard["blocks"]))]
+    return blocks[len(blocks) * part // parts : len(blocks) * (part + 1) // parts]
 
 
 def verify_sizes(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
