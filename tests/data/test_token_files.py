@@ -83,6 +83,48 @@ def test_nanogpt_files_give_the_rows_of_their_text(tmp_path, corpus, dtype):
     assert_equal(prepared(source, tokenizer=Pretrained(path=str(corpus.tokenizer_path))), corpus)
 
 
+LLMC = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+
+
+def write_llmc(path, documents, end, dtype="uint16", version=None, count=None):
+    """A header of 1024 bytes; the end of text before each document."""
+    stream = np.array([token for document in documents for token in (end, *document)], dtype)
+    magic, known = LLMC[dtype]
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, known if version is None else version, len(stream) if count is None else count
+    path.write_bytes(header.tobytes() + stream.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("dtype", LLMC)
+def test_files_of_llmc_give_the_rows_of_their_text(tmp_path, corpus, dtype, monkeypatch):
+    monkeypatch.setattr(pipeline, "UNIT_BYTES", 400)
+    ids, end = ids_of(corpus, DOCUMENTS), corpus.special.eos
+    train, held_out = (write_llmc(tmp_path / f"{name}.bin", part, end, dtype)
+                       for name, part in (("shard_train_000001", ids[:-HELD_OUT]), ("shard_val_000000", ids[-HELD_OUT:])))  # fmt: skip
+    source = NanoGPT(train=str(train), eval=str(held_out), processes=1)
+    source.dtype = type(source.dtype)(dtype)
+    tokenizer = Pretrained(path=str(corpus.tokenizer_path))
+    assert_equal(prepared(source, tokenizer=tokenizer), corpus)
+    # One stream, a part of it held out: no token is lost at the header or at the cut.
+    few = NanoGPT(path=str(write_llmc(tmp_path / "few.bin", ids[:5], end, dtype)), held_out=0.2, processes=1)
+    few.dtype = source.dtype
+    parted = prepared(few, tokenizer=tokenizer)
+    assert "".join(decoded(parted, "train") + decoded(parted, "eval")) == "".join(DOCUMENTS[:5])
+
+
+def test_a_header_of_llmc_that_does_not_fit_is_told(tmp_path, corpus):
+    tokenizer = Pretrained(path=str(corpus.tokenizer_path))
+    for named, told in (
+        ({"dtype": "uint32"}, r"data\.dtype: uint16, but the header of .*a\.bin says uint32; set data\.dtype=uint32"),
+        ({"version": 2}, r"a\.bin: a header of llm\.c, magic 20240520, of version 2, which is not known"),
+        ({"count": 9}, r"a\.bin: 1,032 bytes, but with the 9 tokens of its header 1,042; it is cut off"),
+    ):
+        write_llmc(tmp_path / "a.bin", [[5, 6, 7]], 0, **named)
+        with pytest.raises(ConfigError, match=told):
+            prepared(NanoGPT(path=str(tmp_path / "a.bin")), tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize(("code", "dtype", "gap", "ends"), [(8, "<u2", 0, True), (4, "<i4", 0, False), (5, "<i8", 3, True)])
 def test_megatron_files_give_the_rows_of_their_text(tmp_path, corpus, monkeypatch, code, dtype, gap, ends):
     monkeypatch.setattr(token_files, "_DOCUMENTS", 7)  # read in several runs, and cut into several units

@@ -1,6 +1,8 @@
 """Corpora that others have tokenized: nanoGPT's streams and Megatron-LM's indexed data sets. Documents here are ids, not text.
 
 nanoGPT (https://github.com/karpathy/nanoGPT, data/openwebtext/prepare.py): raw uint16, each document followed by the end of text.
+llm.c (https://github.com/karpathy/llm.c, dev/data/data_common.py): the same behind 1024 bytes, where int32 magic, version and tokens stand;
+the end of text comes before each document.
 
 Megatron-LM (megatron/core/datasets/indexed_dataset.py): PREFIX.bin holds the tokens, PREFIX.idx where its sequences lie:
     9 bytes "MMIDIDX\\0\\0" · uint64 version, 1 · uint8 code of the dtype · uint64 S sequences · uint64 D + 1 documents
@@ -31,6 +33,9 @@ _MAGIC = b"MMIDIDX\0\0"
 _HEAD = struct.Struct("<9sQBQQ")
 _TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 _DOCUMENTS = 1 << 14
+_HEADER, _HEADER_BYTES = struct.Struct("<iii"), 1024
+# (magic, version) → dtype. No vocabulary of less than 2^16 has the token that a magic would be.
+_HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,11 @@ class NanoGPTFormat(TokenFormat):
             raise ConfigError(f"data: {file.shown}: its size is no multiple of {dtype.itemsize} bytes; it is cut off, or not {self.dtype}")
         limit = max(1, unit_bytes // dtype.itemsize)
         pending, done, opens, last = np.zeros(0, dtype), 0, True, False
+        begin = self._begin(file)
+        if begin:
+            yield Segment(number, 0, 1, b"", size=begin)
         with open(file.path, "rb") as stream:
+            stream.seek(begin)
             while True:
                 if not last and len(pending) <= limit:
                     block = np.fromfile(stream, dtype, limit)
@@ -79,8 +88,25 @@ class NanoGPTFormat(TokenFormat):
                 # What is left of a long document is a segment of its own.
                 end = int(ends[-1] if opens else ends[0]) if len(ends) else min(limit, len(pending))
                 text = pending[:end].tobytes()
-                yield Segment(number, done * dtype.itemsize, 1, text, opens=opens, closes=closes, size=len(text))
+                yield Segment(number, begin + done * dtype.itemsize, 1, text, opens=opens, closes=closes, size=len(text))
                 pending, done, opens = pending[end:], done + end, closes
+
+    def _begin(self, file: SourceFile) -> int:
+        """The byte of the first token. Raises ConfigError for a header of llm.c whose file is cut off, or holds another dtype."""
+        with open(file.path, "rb") as stream:
+            head = stream.read(_HEADER_BYTES)
+        magic, version, count = _HEADER.unpack_from(head) if len(head) == _HEADER_BYTES else (0, 0, 0)
+        if magic not in {known for known, _ in _HEADERS}:
+            return 0
+        dtype = _HEADERS.get((magic, version))
+        if dtype is None:
+            raise ConfigError(f"data: {file.shown}: a header of llm.c, magic {magic}, of version {version}, which is not known")
+        if dtype != self.dtype:
+            raise ConfigError(f"data.dtype: {self.dtype}, but the header of {file.shown} says {dtype}; set data.dtype={dtype}")
+        size, wanted = os.path.getsize(file.path), _HEADER_BYTES + count * np.dtype(dtype).itemsize
+        if size != wanted:
+            raise ConfigError(f"data: {file.shown}: {size:,} bytes, but with the {count:,} tokens of its header {wanted:,}; it is cut off")
+        return _HEADER_BYTES
 
     def documents(self, segment: Segment) -> Cut:
         ids = np.frombuffer(segment.text, np.dtype(self.dtype).newbyteorder("<")).astype(IDS)
@@ -88,11 +114,13 @@ class NanoGPTFormat(TokenFormat):
 
     def tail(self, files: Sequence[SourceFile], sizes: Sequence[int], share: float) -> Place:
         # One stream may be one document: the cut is at a token, wherever it lies.
-        left = sum(sizes) - int(share * sum(sizes))
-        for number, size in enumerate(sizes):
-            if left < size:
-                return Place(number, left - left % np.dtype(self.dtype).itemsize)
-            left -= size
+        begins = [self._begin(file) for file in files]
+        total = sum(sizes) - sum(begins)
+        left = total - int(share * total)
+        for number, (size, begin) in enumerate(zip(sizes, begins, strict=True)):
+            if left < size - begin:
+                return Place(number, begin + left - left % np.dtype(self.dtype).itemsize)
+            left -= size - begin
         return Place(len(files), 0)
 
     def parted(self, segment: Segment, place: Place) -> Iterator[Segment]:

@@ -58,7 +58,7 @@ class TokenFiles(Files):
 
 @choice
 class NanoGPT(TokenFiles):
-    """nanoGPT's train.bin and val.bin: one stream of ids, an end of text after each document."""
+    """nanoGPT's train.bin and val.bin, or llm.c's files with a header: one stream of ids, an end of text between documents."""
 
     name: str = "nanogpt"
     dtype: Width = identity(Width.uint16, help="uint16 | uint32: how a token is stored")
