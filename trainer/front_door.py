@@ -107,7 +107,7 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
     (run / "summary.json").unlink(missing_ok=True)
     (run / "stop").unlink(missing_ok=True)
     evals = {name: {"corpus": str(one.corpus), "rows": str(one.rows)} for name, one in prepared.evals.items()}
-    run.write_placement(corpus=str(prepared.corpus), rows=str(prepared.rows), evals=evals)
+    run.write_placement(corpus=str(prepared.corpus), rows=str(prepared.rows), evals=evals, files=prepared.files)
     micro_batch = resolve(config, run, world_size)
     resolved = {"micro_batch": micro_batch, "world_size": world_size, "strategy": config.strategy.name}
     before = {key: run.placement.get(key) for key in resolved}

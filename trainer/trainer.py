@@ -161,7 +161,7 @@ class Training:
             useful_seconds=useful_seconds(jsonl.read(self.run / "metrics.jsonl"), self.step),
         )
         self.trackers = Trackers(config, self.run.path, world, steps=self.steps, step=self.step)
-        began = {"resumed_at": self.step} if opened is not None else {}
+        began = {"resumed_at": self.step} if opened is not None else {"files": self.run.placement.get("files", "")}
         self._event("start", world_size=world.size, strategy=config.strategy.name, **began, digest=digest(config))
         if opened is not None and opened.problems:
             self._event("fallback", used=opened.path.name, problems=opened.problems)

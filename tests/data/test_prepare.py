@@ -101,6 +101,19 @@ def test_memory_is_flat_in_the_size_of_the_corpus(tmp_path):
     assert max(growth) < 6, f"MB more at five times the size: {growth}"
 
 
+def test_the_files_of_a_folder_are_told(tmp_path, capsys):
+    """By a line, and to the run that is trained on them."""
+    for number in range(5):
+        write_text(tmp_path / f"{number}.txt", 20_000)
+    (tmp_path / "weights.bin").write_bytes(bytes(10))
+    done = prepare(Settings(text_source(tmp_path)))  # type: ignore[arg-type]
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.txt"))
+    wanted = f"data: 5 files, {size:,} bytes: {tmp_path}/0.txt, {tmp_path}/1.txt, {tmp_path}/2.txt and 2 more"
+    assert wanted in capsys.readouterr().out.splitlines() and done.files == wanted
+    one = prepare(Settings(text_source(tmp_path / "3.txt")))  # type: ignore[arg-type]
+    assert one.files == f"data: 1 file, {(tmp_path / '3.txt').stat().st_size:,} bytes: {tmp_path}/3.txt"
+
+
 def test_a_second_prepare_reads_nothing_again(tmp_path, cache, capsys):
     path = write_text(tmp_path / "a.txt", 50_000)
     os.utime(path, (1, 1))

@@ -11,10 +11,11 @@ from tests.models.test_packed import LENGTHS, VOCABULARY, batch_of
 from trainer.bench.syncs import HostSyncs
 from trainer.choices import ConfigError
 from trainer.models import layout
+from trainer.models.deferred import real_copy
 from trainer.models.heads import CausalModule, LanguageModule, MaskedModule
 from trainer.models.layout import Packed
 from trainer.models.padded import Padded, Unpacked
-from trainer.models.pretrained import Pretrained
+from trainer.models.pretrained import Pretrained, dropouts_of
 from trainer.run import RunDir
 from trainer.strategies.sharded import blocks
 from trainer.verbs.evaluate import held_out
@@ -172,3 +173,39 @@ def test_a_directory_without_the_head_or_the_positions_is_refused(tmp_path):
         chosen.verify("masked", VOCABULARY, 64)
     with pytest.raises(ConfigError, match="there is no pretraining head, but causal and masked"):
         chosen.verify("pretraining", VOCABULARY, 8)
+
+
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [("gpt2", "causal"), ("llama", "causal"), ("opt", "causal"), ("bert", "masked"), ("modernbert", "masked"), ("t5", "denoising")],
+)
+def test_dropout_of_a_directory_is_that_of_its_configuration_or_another(tmp_path, family, objective):
+    config = config_of(family)
+    for name in dropouts_of(config):
+        setattr(config, name, 0.25)
+    if family == "opt":
+        config.layerdrop = 0.5
+    config.save_pretrained(tmp_path)
+
+    def loss(dropout):
+        chosen = Pretrained(path=str(tmp_path), dropout=dropout)
+        chosen.verify(objective, VOCABULARY, 16)
+        model = real_copy(chosen.skeleton(objective, VOCABULARY, 16)).train()
+        ids = torch.arange(3, 19)[None]
+        return model, [model(input_ids=ids, labels=ids).loss.item() for _ in range(3)]
+
+    model, still = loss(0.0)
+    assert len(set(still)) == 1 and getattr(model.config, "layerdrop", 0.0) == 0.0
+    for dropout, wanted in ((0.5, 0.5), (None, 0.25)):
+        model, drawn = loss(dropout)
+        assert len(set(drawn)) > 1 and {getattr(model.config, name) for name in dropouts_of(model.config)} == {wanted}
+        assert getattr(model.config, "layerdrop", 0.5) == 0.5, "whole layers are another matter"
+
+
+def test_a_dropout_that_there_is_none_of_is_told(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 1}')
+    with pytest.raises(ConfigError, match=r"model\.dropout: 0\.1, but the configuration of .* names no dropout; leave it out"):
+        Pretrained(path=str(tmp_path), dropout=0.1).verify("causal", VOCABULARY, 16)
+    Pretrained(path=str(tmp_path), dropout=0.0).verify("causal", VOCABULARY, 16)
+    with pytest.raises(ConfigError, match=r"model\.dropout: 1\.0"):
+        Pretrained(path=str(tmp_path), dropout=1.0)

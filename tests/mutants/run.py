@@ -2,9 +2,11 @@
 
     make mutants
     .venv/bin/python tests/mutants/run.py c01 c16        (these rows only)
+    .venv/bin/python tests/mutants/run.py --green c16    (the suite has just passed: not again without a patch)
 
 Each patch ROW-*.patch in this folder reintroduces the bug of a row. It is applied to a copy of the tree, and the tests whose name carries
-the row's id are run there. Exit code 0: without patches those tests pass, with each patch they fail, and every row has a patch.
+the row's id are run there, first of all the one that a line `First: …` above the patch names. Exit code 0: without patches those tests
+pass, with each patch they fail, and every row has a patch.
 """
 
 from __future__ import annotations
@@ -61,9 +63,13 @@ def copy_tree(target: Path) -> None:
         (target / "trainer" / name).symlink_to(target / name)
 
 
-def run_tests(tree: Path, row: str) -> Verdict:
-    """Run the tests of a row in a tree, up to the first failure."""
-    tests = row_tests(tree, row)
+def first_of(patch: Path) -> list[str]:
+    """The test that a patch names as the one that sees it soonest."""
+    return re.findall(r"^First: (.+)$", patch.read_text(), re.MULTILINE)
+
+
+def run_tests(tree: Path, tests: list[str]) -> Verdict:
+    """Run tests in a tree, up to the first failure."""
     if not tests:
         return Verdict(5, 0, "", "")
     # Every process of a test imports from the copy, wherever it is started; no compiled file outlives a patch.
@@ -91,7 +97,7 @@ def apply(tree: Path, patch: Path, reverse: bool = False) -> str:
 
 def main() -> int:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    rows = [word.lower() for word in sys.argv[1:]] or list(ROWS)
+    rows = [word.lower() for word in sys.argv[1:] if not word.startswith("-")] or list(ROWS)
     good = True
     with tempfile.TemporaryDirectory(prefix="shardloom-mutants-") as folder:
         tree = Path(folder)
@@ -100,7 +106,7 @@ def main() -> int:
         for row in rows:
             found = patches([row])
             # Without a patch first: a test that fails anyway shows nothing.
-            good = judge(tree, row, None) and bool(found) and good
+            good = ("--green" in sys.argv or judge(tree, row, None)) and bool(found) and good
             if not found:
                 print(f"{row:<5}{'none':<48}{'':>8}  NO PATCH")
             for patch in found:
@@ -112,7 +118,10 @@ def judge(tree: Path, row: str, patch: Path | None) -> bool:
     """Run a row's tests with a patch, or without, and print what became of them. True: they failed with it, or passed without."""
     begun = time.perf_counter()
     complaint = apply(tree, patch) if patch else ""
-    verdict = Verdict(-1, 0, "", complaint) if complaint else run_tests(tree, row)
+    verdict = Verdict(-1 if complaint else 0, 0, "", complaint)
+    tests = [[first] for first in (first_of(patch) if patch else [])] + [row_tests(tree, row)]
+    while verdict.code == 0 and tests:
+        verdict = run_tests(tree, tests.pop(0))
     if patch and not complaint:
         apply(tree, patch, reverse=True)
     wanted = 1 if patch else 0

@@ -32,7 +32,9 @@ def test_what_zero3_trains_is_read_without_it(tmp_path: Path, capsys: pytest.Cap
     path = tmp_path / "run"
     run = RunDir(path)
     assert [line["step"] for line in lines(path, "eval_loss")] == [2, 4, 5]
-    assert {event["strategy"] for event in run.events("start")} == {"zero3"} and run.summary["world_size"] == 2
+    (start,) = run.events("start")
+    assert start["strategy"] == "zero3" and run.summary["world_size"] == 2
+    assert start["files"].startswith("data: 30 files, ") and start["files"].endswith("texts/02.txt and 27 more")
 
     # Anybody's model.
     from transformers import AutoModelForCausalLM

@@ -6,12 +6,15 @@ import json
 import math
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trials.conftest import Trainer
+from trainer.choices import ConfigError
 from trainer.trials.killing import Moment, plan_of, plans
 from trainer.trials.rehearsal import balance
+from trainer.verbs import rehearse
 
 
 def test_f08_f11_nothing_is_lost_under_kills_at_two_placements(trainer: Trainer, folder: Path) -> None:
@@ -29,6 +32,13 @@ def test_f08_f11_nothing_is_lost_under_kills_at_two_placements(trainer: Trainer,
     worlds = [event["world_size"] for event in launches if event["kind"] == "launch"]
     assert len(worlds) == 3 and set(worlds) == {1, 2}
     assert (root / "rehearsal.txt").read_text() in done.stdout
+
+
+@pytest.mark.parametrize(("words", "told"), [(("model.dropout=0.1",), "0.1"), (("model=pretrained", "model.path=x"), "None")])
+def test_placements_are_compared_without_dropout(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    """None: that of a directory, whatever it is."""
+    with pytest.raises(ConfigError, match=rf"model\.dropout: {told}: .*set model\.dropout=0"):
+        rehearse.run(["strategies=single,ddp", "worlds=2", "steps=4", f"output_dir={tmp_path / 'here'}", *words])
 
 
 def test_rows_that_are_lost_or_repeated_are_found() -> None:

@@ -39,7 +39,7 @@ from trainer.data.remote import fetch
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META
 from trainer.data.sharing import remove_parts
-from trainer.data.sources import EVAL, SPLITS, TRAIN, Data, Listing, Source
+from trainer.data.sources import EVAL, SPLITS, TRAIN, Data, Files, Listing, Source, SourceFile
 from trainer.data.splitting import Plan, plan
 from trainer.data.vocabularies import Special, load_special
 from trainer.environment import cores
@@ -52,21 +52,25 @@ __all__ = ["Prepared", "open_corpus", "prepare"]
 # Part of every key: raise it when the same settings would give other bytes.
 FORMAT = 3
 ROWS_FORMAT = 4
+# So many files of a source are told by name.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where data lies. fingerprint: of all that decided it. evals: the same of each evaluation set, by name."""
+    """Where data lies. fingerprint: of all that decided it. evals: the same of each evaluation set, by name. files: that were read."""
 
     corpus: Path
     rows: Path
     fingerprint: str
     evals: dict[str, Prepared] = field(default_factory=dict)
+    files: str = ""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A source whose files have been looked at. name: `web.en`, or "". key: where its options stand. share: of the samples of a run."""
+    """A source whose files have been looked at. name: `web.en`, or "". key: where its options stand. share: of the samples of a run.
+    files: which those are, in words; empty where nobody named any."""
 
     name: str
     key: str
@@ -74,6 +78,7 @@ class Text:
     source: Source
     plan: Plan
     splits: tuple[str, ...] = SPLITS
+    files: str = ""
 
 
 def prepare(config: Config, progress: bool = True) -> Prepared:
@@ -110,7 +115,9 @@ class _Preparing:
         if more:
             self.report.mixture({text.name: text.share for text in texts}, trains=config.tokenizer.name == "train")
         done = self.data(config.data)
-        return dataclasses.replace(done, evals={one.name.removeprefix("evals."): self.source(one) for one in evals})
+        sets = {one.name.removeprefix("evals."): self.source(one) for one in evals}
+        files = [f"{text.key}: {text.files}" for text in (*texts, *evals) if text.files]
+        return dataclasses.replace(done, evals=sets, files="; ".join(files))
 
     def look(self, name: str, key: str, share: Fraction, source: Source, only: str | None = None) -> Text:
         """Find the files of a source and part them. only: the split that all of it is, unless splits are given.
@@ -127,6 +134,9 @@ class _Preparing:
             if only:
                 listing = dataclasses.replace(listing, files=[file for file in listing.files if file.split == only])
             total = sum(os.path.getsize(file.path) for file in listing.files)
+            files = in_words(listing.files, total) if isinstance(source, Files) else ""
+            if files:
+                self.report.line(f"{key}: {files}")
             paths, binary = [file.path for file in listing.files], KINDS[listing.kind].binary
             with self.report.bar("reading", total) as advance:
                 contents = fingerprints(paths, self.cache / "fingerprints", cores(), advance, binary)
@@ -137,7 +147,7 @@ class _Preparing:
                 planned = without_repeated(planned, self.cache / "repeated", self.report)
             if not planned.files:
                 raise nothing_left(planned, f"{len(listing.files)} files read, 0 kept", planned.dropped)
-        return Text(name, key, share, source, planned, (only,) if only else SPLITS)
+        return Text(name, key, share, source, planned, (only,) if only else SPLITS, files)
 
     def special(self) -> Special:
         """What the tokenizer says of its ids, of one that is known before any text is."""
@@ -212,6 +222,13 @@ class _Preparing:
         for text in self.texts.values():
             with named(text.key):
                 yield from sample_text(text.plan, math.ceil(size * text.share), text.source.on_error)
+
+
+def in_words(files: list[SourceFile], total: int) -> str:
+    """How many, how large together, and the first ones. total: bytes."""
+    more = f" and {len(files) - _NAMED:,} more" if len(files) > _NAMED else ""
+    count = f"{len(files):,} files" if len(files) != 1 else "1 file"
+    return f"{count}, {total:,} bytes: {', '.join(file.shown for file in files[:_NAMED])}{more}"
 
 
 def fetch_missing(listing: Listing, report: Reporter) -> None:

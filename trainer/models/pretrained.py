@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.choices import ConfigError, choice, identity
+from trainer.choices import ConfigError, choice, identity, require_share
 from trainer.models import NONE, Labels, Model, Vocabulary
 from trainer.models.objectives import HEADS, has_head, with_head
 
@@ -28,6 +28,7 @@ class Pretrained(Model):
     name: str = "pretrained"
     path: str = identity("", help="directory or hub id")
     revision: str | None = identity(None, help="commit of a hub repository")
+    dropout: float | None = identity(None, help="everywhere; default: what its configuration says, of each part")
     trust_remote_code: bool = identity(False, help="run the repository's own code; needs model.revision")
 
     def check(self) -> None:
@@ -37,6 +38,8 @@ class Pretrained(Model):
             raise ConfigError(
                 "model.trust_remote_code: true needs model.revision=<commit>, so that the code that runs is the code you read"
             )
+        if self.dropout is not None:
+            require_share(self, "dropout")
 
     def verify(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> None:
         from transformers import AutoConfig
@@ -44,6 +47,8 @@ class Pretrained(Model):
         from trainer.models.layout import first_position
 
         config = self._load(AutoConfig.from_pretrained)
+        if self.dropout and not dropouts_of(config) + dropouts_of(config.get_text_config()):
+            raise ConfigError(f"model.dropout: {self.dropout}, but the configuration of {self.path} names no dropout; leave it out")
         if not has_head(config, objective) and not self.trust_remote_code:
             have = [name for name in HEADS if has_head(config, name)]
             raise ConfigError(
@@ -73,6 +78,8 @@ class Pretrained(Model):
         from transformers import AutoConfig, GenerationConfig
 
         config = self._load(AutoConfig.from_pretrained)
+        if self.dropout is not None:
+            set_dropout(config, self.dropout)
         if labels and config.pad_token_id is None:
             # The head of a decoder finds the end of a text by it.
             config.pad_token_id = vocabulary.pad
@@ -164,6 +171,26 @@ class Pretrained(Model):
                 f"model.path: {self.path}: looked in {where}: {str(error).splitlines()[0]}. Without a network, copy the repository's "
                 f"files (config.json, model.safetensors) to a directory and name that"
             ) from error
+
+
+# What leaves out whole layers is not what `model.dropout` is of; without dropout nothing is left out.
+_OF_LAYERS = ("layerdrop", "drop_path_rate")
+
+
+def dropouts_of(config: Any) -> list[str]:
+    """Names under which a configuration has its dropouts: `resid_pdrop`, `hidden_dropout_prob`, `attention_dropout`, `dropout_rate` …"""
+    numbers = [name for name, value in config.to_dict().items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return [name for name in numbers if "drop" in name and not name.endswith(_OF_LAYERS)]
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Set every dropout of a configuration and of the one of its text, if that is another."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        names = dropouts_of(part)
+        if dropout == 0:
+            names += [name for name in part.to_dict() if name.endswith(_OF_LAYERS)]
+        for name in names:
+            setattr(part, name, dropout)
 
 
 def _with_sentinels(model: PreTrainedModel, vocabulary: Vocabulary) -> PreTrainedModel:

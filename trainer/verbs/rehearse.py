@@ -64,8 +64,9 @@ def _places(options: Options, config: Config) -> list[Place]:
     worlds = [own.world] if options.worlds is None else [_world(word) for word in options.worlds.split(",")]
     found = [Place(name, 1) for name in names if name == "single"]
     found += [Place(name, world) for name in names if name != "single" for world in worlds]
-    dropout = getattr(config.model, "dropout", None)
-    if len(found) > 1 and dropout:
+    # None: a pretrained model's own, which may be any.
+    dropout = getattr(config.model, "dropout", 0.0)
+    if len(found) > 1 and dropout != 0:
         raise ConfigError(
             f"model.dropout: {dropout}: its draws differ between placements, so weights could not be compared; "
             "set model.dropout=0, or leave strategies= and worlds= out"
