@@ -185,6 +185,8 @@ def test_dropout_of_a_directory_is_that_of_its_configuration_or_another(tmp_path
         setattr(config, name, 0.25)
     if family == "opt":
         config.layerdrop = 0.5
+    if family == "t5":
+        config.decoder_start_token_id = 0
     config.save_pretrained(tmp_path)
 
     def loss(dropout):
