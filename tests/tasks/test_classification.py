@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ def sentences(count: int) -> list[dict[str, Any]]:
 def write(path: Path, examples: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(example) + "\n" for example in examples))
     return path
+
+
+Examples = list[dict[str, Any]]
 
 
 def ready(
@@ -122,6 +126,44 @@ def test_the_loss_and_the_figures_are_those_of_transformers_and_scikit_learn(tmp
     assert summary["f1_macro"] == metrics.f1_score(truth, predicted, average="macro")
     tables = json.loads((path / "evaluation" / "held_out.json").read_text())
     assert tables["confusion"]["counts"] == metrics.confusion_matrix(truth, predicted, labels=range(3)).tolist()
+    check_predictions(path, tmp_path, examples[40:], [model.config.id2label[number] for number in predicted.tolist()])
+
+
+def check_predictions(path: Path, folder: Path, examples: Examples, labels: list[str]) -> None:
+    """`trainer predict` says what the model says, in the order of the file, of examples without labels too."""
+    from trainer.cli import main
+
+    unlabelled = write(folder / "new.jsonl", [{"text": example["text"]} for example in examples])
+    assert main(["predict", f"run={path}", f"input={unlabelled}", f"output={folder / 'out.jsonl'}", "batch_tokens=40"]) == 0
+    found = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [one["text"] for one in found] == [example["text"] for example in examples]
+    assert [one["predicted_label"] for one in found] == labels
+    assert all(sum(one["predicted_scores"].values()) == pytest.approx(1, abs=1e-4) for one in found)
+    assert main(["predict", f"run={path}", f"input={folder / 'eval.jsonl'}", f"output={folder / 'out.csv'}"]) == 0
+    rows = list(csv.DictReader((folder / "out.csv").open()))
+    assert [row["label"] for row in rows] == [example["label"] for example in examples], "what the file says stays"
+    assert [row["predicted_label"] for row in rows] == labels
+
+
+def test_b07_predict_names_the_line_that_is_broken_and_writes_nothing(tmp_path, capsys):
+    from trainer.cli import main
+
+    examples = sentences(12)
+    path = ready(tmp_path, examples, examples[:3], "steps=1")
+    here = loops.training(loops.single(), path)
+    here.loop()
+    here.finish()
+    (tmp_path / "new.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    assert main(["predict", f"run={path}", f"input={tmp_path / 'new.jsonl'}", f"output={tmp_path / 'out.jsonl'}"]) == 1
+    assert "new.jsonl:2: broken JSON" in capsys.readouterr().err
+    assert not [*tmp_path.glob("*out.jsonl*")]
+    for words, said in (
+        ("input=x.txt output=y.jsonl", "input: x.txt"),
+        ("input=n.jsonl output=y.csv", "input: 'n.jsonl' not found"),
+        ("input=new.jsonl output=y.txt", "output: y.txt"),
+    ):
+        assert main(["predict", f"run={path}", *words.replace("new", str(tmp_path / "new")).split()]) == 1
+        assert said in capsys.readouterr().err
 
 
 def test_b05_a_label_that_was_not_trained_on_names_itself_its_example_and_those_that_were(tmp_path):

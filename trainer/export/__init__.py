@@ -1,6 +1,6 @@
 """A trained model as a folder that transformers loads: from any whole checkpoint of a run, in one process, without an accelerator.
 
-    config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  README.md
+    config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  README.md  (learned.json)
 
 weights.py  tensor by tensor · card.py  README.md · command.py  the run as one command · hub.py  to a hub
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer import averaging
-from trainer.atomic import flush
+from trainer.atomic import flush, write_json
 from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
 from trainer.export.weights import FILE_BYTES, Weights, write_weights
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from trainer.data.corpus import Corpus
 
 CARD = "README.md"
+# Of a model of examples with labels, what its task has learned of those to train on.
+LEARNED = "learned.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
         weights = Weights(whole, opened.read, dtype, form.averages, lambda name: built().get_buffer(name))
         parameters = _save(whole, weights, aside, form.file_bytes)
         shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
+        if corpus.examples:
+            write_json(aside / LEARNED, corpus.learned)
         write_card(aside / CARD, Subject(run, config, corpus, opened, whole, form, path))
         replace_folder(aside, path)
     finally:

@@ -16,9 +16,8 @@ from trainer.tasks.labelled import Ints, Labelled, Row, Score, Scored, in_order,
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from trainer.config import Config
     from trainer.data.corpus import Corpus
 
 
@@ -98,19 +97,24 @@ class Classification(Labelled):
         }
 
     def encode(
-        self, examples: Sequence[dict[str, Any]], first: int, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, sequence_length: int
+        self,
+        examples: Sequence[dict[str, Any]],
+        first: int,
+        tokenizer: PreTrainedTokenizerFast,
+        learned: Mapping[str, Any],
+        sequence_length: int,
     ) -> Iterator[Row]:
         texts, pairs = [example["text"] for example in examples], [example.get("pair") for example in examples]
         given: Any = texts if not any(pairs) else [(text, pair or "") for text, pair in zip(texts, pairs, strict=True)]
         found = tokenizer(given, truncation="longest_first", max_length=sequence_length, return_token_type_ids=True)
-        numbered = {label: number for number, label in enumerate(corpus.learned["labels"])}
+        numbered = {label: number for number, label in enumerate(learned["labels"])}
         for number, example in enumerate(examples):
             ids, types = found["input_ids"][number], found["token_type_ids"][number]
             if ids:
-                target = self._target(example["label"], corpus.learned, numbered, first + number)
+                target = self._target(example["label"], learned, numbered, first + number)
                 yield Row(first + number, (ids, types if any(types) else (), target), {"classification": 1})
 
-    def _target(self, label: Any, learned: dict[str, Any], numbered: dict[str, int], example: int) -> Ints:
+    def _target(self, label: Any, learned: Mapping[str, Any], numbered: dict[str, int], example: int) -> Ints:
         if learned["problem"] == Problem.regression.value:
             value = numbers([written(label)])
             if value is None or not np.isfinite(value[0]):
@@ -137,20 +141,35 @@ class Classification(Labelled):
         found["classification_targets"] = targets_of([row["target"] for row, scored in zip(rows, counted, strict=True) if scored], learned)
         return found, {"classification": len(index)}
 
-    def module(self, config: Config, corpus: Corpus) -> nn.Module:
-        from trainer.models import skeleton_of
+    def around(self, model: PreTrainedModel, learned: Mapping[str, Any]) -> nn.Module:
         from trainer.models.examples import ClassificationModule
 
         weights = None
-        if self.class_weights is Weights.balanced and corpus.learned["problem"] == Problem.single_label.value:
-            counts = corpus.learned["counts"]
+        if self.class_weights is Weights.balanced and learned["problem"] == Problem.single_label.value:
+            counts = learned["counts"]
             # Of a label without examples nothing is weighed.
             weights = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
-        return ClassificationModule(skeleton_of(config, corpus), problem_type(corpus.learned), weights, self.label_smoothing)
+        return ClassificationModule(model, problem_type(learned), weights, self.label_smoothing)
 
     def predictions(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
         found: list[Any] = outputs["logits"].tolist()
         return found
+
+    def unanswered(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+        return {"label": 0.0 if learned["problem"] == Problem.regression.value else learned["labels"][0]}
+
+    def answer(self, predictions: Sequence[Any], learned: Mapping[str, Any]) -> dict[str, Any]:
+        logits, labels = np.array(predictions[0]), learned["labels"]
+        if learned["problem"] == Problem.regression.value:
+            return {"label": float(logits[0])}
+        if learned["problem"] == Problem.multi_label.value:
+            chances = 1 / (1 + np.exp(-logits))
+            found: Any = [label for label, chance in zip(labels, chances, strict=True) if chance > 0.5]
+        else:
+            chances = np.exp(logits - logits.max())
+            chances /= chances.sum()
+            found = labels[int(logits.argmax())]
+        return {"label": found, "scores": {label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)}}
 
     def score(self, scored: Sequence[Scored], learned: Mapping[str, Any]) -> Score:
         logits = np.array([one.predictions[0] for one in scored])

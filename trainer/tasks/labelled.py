@@ -18,8 +18,10 @@ from trainer.choices import ConfigError
 from trainer.tasks import Batch, Pick, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from trainer.config import Config
     from trainer.data.corpus import Corpus, Split
     from trainer.data.rows import RowWriter
     from trainer.models import Model
@@ -66,10 +68,24 @@ class Labelled(Task):
         return ("wordpiece", True) if model.marks else ("bpe", False)
 
     def encode(
-        self, examples: Sequence[dict[str, Any]], first: int, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, sequence_length: int
+        self,
+        examples: Sequence[dict[str, Any]],
+        first: int,
+        tokenizer: PreTrainedTokenizerFast,
+        learned: Mapping[str, Any],
+        sequence_length: int,
     ) -> Iterator[Row]:
         """The rows of some examples, the number of the first of which is `first`. Raises ConfigError (B05) naming the example."""
         raise NotImplementedError
+
+    def around(self, model: PreTrainedModel, learned: Mapping[str, Any]) -> nn.Module:
+        """What is trained: forward(batch) → {term: sum of losses}, and in evaluation mode outputs of the rows that are scored."""
+        raise NotImplementedError
+
+    def module(self, config: Config, corpus: Corpus) -> nn.Module:
+        from trainer.models import skeleton_of
+
+        return self.around(skeleton_of(config, corpus), corpus.learned)
 
     def inputs(
         self, rows: Sequence[Mapping[str, Ints]], counted: NDArray[np.bool_], learned: Mapping[str, Any]
@@ -85,6 +101,14 @@ class Labelled(Task):
         sums."""
         raise NotImplementedError
 
+    def unanswered(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+        """Values for the fields that are to be predicted, of an example that has none: any that can be encoded."""
+        raise NotImplementedError
+
+    def answer(self, predictions: Sequence[Any], learned: Mapping[str, Any]) -> dict[str, Any]:
+        """What is predicted of an example, by field, as people read it. predictions: of its rows, in order."""
+        raise NotImplementedError
+
     def score(self, scored: Sequence[Scored], learned: Mapping[str, Any]) -> Score:
         """Figures of an evaluation, over all its examples."""
         raise NotImplementedError
@@ -96,7 +120,7 @@ class Labelled(Task):
         tokenizer = load_tokenizer(corpus.tokenizer_path)
         records, first = iter(corpus.records(split)), 0
         while examples := list(islice(records, _AT_ONCE)):
-            rows = list(self.encode(examples, first, tokenizer, corpus, sequence_length))
+            rows = list(self.encode(examples, first, tokenizer, corpus.learned, sequence_length))
             self._write(rows, writer)
             first += len(examples)
 
@@ -113,16 +137,18 @@ class Labelled(Task):
         writer.append(pieces, np.ones(len(rows), np.int64), pieces[:, 2], targets)
 
     def collate(self, split: Split, picks: Sequence[Pick]) -> Batch:
+        return self.batch([self.row(split, pick.row) for pick in picks], np.array([pick.counted for pick in picks]), split.learned)
+
+    def batch(self, rows: Sequence[Mapping[str, Ints]], counted: NDArray[np.bool_], learned: Mapping[str, Any]) -> Batch:
+        """Rows one after the other. counted: which of them are scored."""
         import torch
 
-        rows = [self.row(split, pick.row) for pick in picks]
-        counted = np.array([pick.counted for pick in picks])
         lengths = [len(row["input_ids"]) for row in rows]
         arrays: dict[str, NDArray[Any]] = {
             "input_ids": np.concatenate([row["input_ids"] for row in rows])[None],
             "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
         }
-        more, targets = self.inputs(rows, counted, split.learned)
+        more, targets = self.inputs(rows, counted, learned)
         tensors = {name: torch.from_numpy(values) for name, values in (arrays | more).items()}
         return Batch(tensors, tuple(lengths), targets, tokens=int(np.array(lengths)[counted].sum()))
 

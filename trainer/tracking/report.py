@@ -211,7 +211,10 @@ def hints(run_dir: Path, config: dict[str, Any], summary: dict[str, Any]) -> lis
         prompt = beginning(_text(run_dir / SAMPLE))
     found = []
     has_model = (run_dir / "model").is_dir()
-    if has_model and not reads:
+    if has_model and reads:
+        answers = f"{shlex.join(['trainer', 'predict', run])} input=new.jsonl output=answers.jsonl"
+        found.append(("Let it answer examples of a file.", answers))
+    elif has_model:
         found.append((does, f"{shlex.join(['trainer', 'generate', run])} prompt={_quoted(prompt or 'def ')}"))
     if summary and config.get("steps"):
         found.append(("Train longer: the command of this run, and", f"steps={2 * config['steps']} resume.extend=true"))

@@ -79,6 +79,6 @@ def _print(figures: dict[str, Any], recorded: dict[str, Any]) -> None:
     for key, value in figures.items():
         table.add_row(key.replace("_", " "), shown(key, value), shown(key, recorded.get(key)))
     for key, value in recorded.items():
-        if key.endswith(("gzip_bits_per_byte", "xz_bits_per_byte", "_from_neighbour")):
+        if value is not None and key.endswith(("gzip_bits_per_byte", "xz_bits_per_byte", "_from_neighbour")):
             table.add_row(key.replace("_", " "), "", shown(key, value), style="dim")
     Console(highlight=False).print(table)

@@ -1,0 +1,57 @@
+"""`trainer predict run=runs/x input=new.jsonl output=scored.jsonl`: what a trained model says of every example of a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.choices import ConfigError
+from trainer.options import option, parse
+
+SUMMARY = "answer every example of a file with a fine-tuned model"
+
+
+@dataclass
+class Options:
+    """What `predict` takes."""
+
+    run: str = option(help="run directory")
+    input: str = option(
+        help="file, folder or pattern of examples: jsonl, csv, tsv, parquet or arrow, with the columns of the training data"
+    )
+    output: str = option(help="file to write: .jsonl or .csv; each example with what is predicted of it")
+    batch_tokens: int = option(8192, help="tokens that are computed together")
+    device: str | None = option(None, help="cpu or cuda; default: a GPU where there is one")
+
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu", "cuda"):
+            raise ConfigError(f"device: {self.device!r}; allowed: cpu, cuda")
+        if not self.output.endswith((".jsonl", ".csv")):
+            raise ConfigError(f"output: {self.output}; allowed: a file ending in .jsonl or .csv")
+        if self.batch_tokens < 1:
+            raise ConfigError(f"batch_tokens: {self.batch_tokens}; at least 1")
+
+
+def run(words: list[str]) -> int:
+    """Write the answers. Raises ConfigError where there is no such run, no model yet, or an input that cannot be read."""
+    options = parse(words, Options, "predict")
+    if options is None:
+        return 0
+    from pathlib import Path
+
+    import torch
+
+    from trainer.front_door import console, finished
+    from trainer.predicting import Predictor, predict
+    from trainer.run import load_frozen
+
+    found = finished(options.run)
+    config = load_frozen(found.config_path)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: no GPU is visible here; use device=cpu, or show a GPU")
+    predictor = Predictor(found / "model", config, torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    with console.status("predicting …") as status:
+        done = predict(
+            predictor, config, options.input, Path(options.output), options.batch_tokens, lambda count: status.update(f"{count:,} examples")
+        )
+    console.print(f"{done:,} examples: {options.output}")
+    return 0
