@@ -96,7 +96,8 @@ class Partitioned(Placement):
 
     def _tell_scale(self) -> None:
         if self.loss_scale is not None:
-            self.zero.loss_scale = float(self.loss_scale.value)
+            # The loss is multiplied by the ranks already: on more of them, fp16 would overflow at a lower scale.
+            self.zero.loss_scale = float(self.loss_scale.value) / self.data_size
 
     @contextmanager
     def unscaled(self) -> Iterator[None]:

@@ -85,7 +85,11 @@ class TorchPlacement(Placement):
     def scaled(self, loss: Tensor) -> Tensor:
         """What backward is called on."""
         self._was_scaled = True
-        return loss if self.loss_scale is None else loss * self.loss_scale.value
+        return loss if self.loss_scale is None else loss * self._scale(self.loss_scale)
+
+    def _scale(self, of: LossScale) -> Tensor:
+        # What undoes an engine's mean over the ranks is in the loss already: on more ranks, fp16 would overflow at a lower scale.
+        return of.value / self.data_size
 
     @contextmanager
     def unscaled(self) -> Iterator[None]:
@@ -97,7 +101,7 @@ class TorchPlacement(Placement):
 
     def true_norm(self) -> Tensor:
         """Norm of the gradients of the loss itself."""
-        return self.norm() if self.loss_scale is None else self.norm() / self.loss_scale.value
+        return self.norm() if self.loss_scale is None else self.norm() / self._scale(self.loss_scale)
 
     def norm(self) -> Tensor:
         """Norm of all accumulated gradients together, over all ranks: a scalar on the device."""
@@ -116,7 +120,7 @@ class TorchPlacement(Placement):
         scale = None if max_norm is None else ((norm + 1e-6) / max_norm).clamp(min=1.0)
         if self.loss_scale is not None:
             # Unscaled before it is clipped: the norm above is of the unscaled gradients.
-            scale = self.loss_scale.value.clone() if scale is None else scale * self.loss_scale.value
+            scale = self._scale(self.loss_scale) * (1.0 if scale is None else scale)
         step(self.optimizer, 1.0 - applied, scale)
         if self.loss_scale is not None:
             self.loss_scale.update(applied)
