@@ -136,10 +136,10 @@ def markdown(rows: list[dict[str, Any]], strategies: list[str]) -> str:
 
 def main() -> int:
     load_choices()
-    known = {"strategies": "strategy", "optims": "optim", "precisions": "precision", "tasks": "task"}
+    known = {"strategies": list(groups()["strategy"]), "optims": list(OPTIMS), "precisions": list(LOSS), "tasks": list(TASKS)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    for word, group in known.items():
-        parser.add_argument(f"--{word}", default=",".join(groups()[group]))
+    for word, names in known.items():
+        parser.add_argument(f"--{word}", default=",".join(names))
     parser.add_argument("--all", action="store_true", help="every optimizer on every task")
     words = parser.parse_args()
     given = {word: getattr(words, word).split(",") for word in known}
@@ -159,7 +159,8 @@ def main() -> int:
             "# Support matrix",
             f"{count - bad} of {count} combinations of strategy, optimizer, precision and task that are allowed: the loss falls, and each "
             f"step's is that of one device, within {TIMES:.0f} times the noise (relative) or {LOSS['fp32']:.0e} (fp32), {LOSS['bf16']:.0e} "
-            "(bf16, fp16). Noise: the distance of two runs on one device with other micro-batches. –: refused before launch.",
+            "(bf16, fp16). Noise: the distance of two runs on one device with other micro-batches. –: refused before launch. Every "
+            f"optimizer with task={given['tasks'][0]}, every task with optim={given['optims'][0]}; of tasks, those that take plain text.",
             f"The real loop, {STEPS} steps of 7 rows, models of one layer of width 32, dropout 0, two processes (hsdp: 2 × 2), "
             f"gloo over loopback; {time.monotonic() - began:.0f} s. Made by `python benchmarks/support.py`.",
             markdown(rows, strategies),
