@@ -42,6 +42,7 @@ def composed(path: Path, texts: Path, *words: str, sizes: tuple[str, ...] = GPT)
     kept = ["tracking.wandb=off", "tracking.ledger=true", "optim.lr=1e-3"]
     given = {word.split("=")[0] for word in words}
     given |= {"data.path"} if "data" in given else set()
+    given |= {"tokenizer.vocab_size"} if "tokenizer" in given else set()
     defaults = [word for word in (*shape, *kept, "steps=6", "micro_batch=4", *sizes) if word.split("=")[0] not in given]
     if "epochs" in given:
         defaults.remove("steps=6")

@@ -21,6 +21,7 @@ IDENTITY, PLACEMENT = "identity", "placement"
 # Modules that register choices when imported. None of them imports torch at its top, so composing stays fast.
 _PACKAGES = (
     "trainer.models",
+    "trainer.adapters",
     "trainer.tasks",
     "trainer.data",
     "trainer.strategies",

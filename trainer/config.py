@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import yaml
 from omegaconf import MISSING, OmegaConf
 
+from trainer.adapters import Adapter
 from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement, whole_number
 from trainer.data.defining import named
 from trainer.data.evals import EvalSet, eval_sets, refuse_shared_figures
@@ -98,6 +99,7 @@ class Config:
     evals: dict[str, Any] = placement(default_factory=dict, help="sets beside the held-out part: evals.NAME.{source, every, its options}")
 
     model: Model = MISSING
+    adapter: Adapter = MISSING
     tokenizer: Tokenizer = MISSING
     task: Task = MISSING
     data: Data = MISSING
@@ -130,7 +132,7 @@ class Config:
         return Path(self.output_dir)
 
 
-GROUPS = ("model", "tokenizer", "task", "data", "optim", "schedule", "strategy", "precision", "launcher", "device",
+GROUPS = ("model", "adapter", "tokenizer", "task", "data", "optim", "schedule", "strategy", "precision", "launcher", "device",
           "tracking", "checkpoint", "survival", "profile")  # fmt: skip
 # What a run's name cannot hold: it is a folder's name and stands on command lines.
 UNNAMEABLE = re.compile(r"[^\w.,=@+ -]")
@@ -304,12 +306,17 @@ def load(path: Path | str) -> Config:
     return from_dict(yaml.safe_load(Path(path).read_text()))
 
 
+# Groups that runs of earlier versions have not frozen, as they were then.
+_LATER = {"adapter": {"name": "none"}}
+
+
 def from_dict(tree: dict[str, Any]) -> Config:
     """A typed, checked Config from plain values, each group built by the class that its `name` registers.
 
     Where `launcher` is not registered (in a rank) it stays plain values.
     """
     load_choices()
+    tree = _LATER | tree
     built: dict[str, Any] = {}
     for group in GROUPS:
         if group not in groups():

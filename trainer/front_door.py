@@ -12,13 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
+from trainer.adapters.folder import is_adapter
 from trainer.catalogue.entries import run_folders
 from trainer.choices import ConfigError
 from trainer.config import BUDGETS, Config
 from trainer.data.corpus import open_corpus
 from trainer.data.deal import describe
 from trainer.data.prepare import prepare
-from trainer.initial import refuse_other_ids, refuse_unfitting
+from trainer.initial import refuse_other_ids, refuse_unadaptable, refuse_unfitting
 from trainer.micro_batch import resolve
 from trainer.run import RunDir, load_frozen
 from trainer.tracking.closing import closing
@@ -99,6 +100,7 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
     refuse_other_ids(config, corpus)
     if config.resume.overwrite or not run.holds_run:
         refuse_unfitting(config, corpus)
+    refuse_unadaptable(config, corpus)
     if config.resume.overwrite:
         run.clear()
         config.checkpoint.clear()
@@ -134,6 +136,6 @@ def existing(path: str) -> RunDir:
 def finished(path: str) -> RunDir:
     """A run directory with a model in it. Raises ConfigError where there is no such run, or no model yet."""
     run = existing(path)
-    if not (run / "model" / "config.json").exists():
+    if not (run / "model" / "config.json").exists() and not is_adapter(run / "model"):
         raise ConfigError(f"run={path}: no model/ there yet; it is written when the budget is reached: the same `trainer train …` goes on")
     return run

@@ -61,7 +61,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     from trainer.data.loading import Loader
     from trainer.data.order import Order
     from trainer.distributed import World
-    from trainer.initial import first_weights
+    from trainer.initial import start
     from trainer.models.recompute import recompute_blocks
     from trainer.strategies.single import Single
     from trainer.trainer import objective
@@ -72,10 +72,10 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     device = torch.device("cuda" if config.device.kind != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
-    module = config.task.module(config, corpus)
-    recompute_blocks(module, config.recompute)
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
-    placement = Single().place(module, first_weights(config, module, world), config.optim.build, config, world)
+    begun = start(config, corpus, world)
+    recompute_blocks(begun.module, config.recompute)
+    placement = Single().place(begun.module, begun.weights, config.optim.build, config, world)
     split = corpus.split("train")
     best, best_rate, size = 0, 0.0, 1
     while size <= rows:

@@ -47,6 +47,7 @@ class Optim(Choice, group="optim"):
         "matrices", help="what decays: matrices | all | no_norm_bias | no_norm_bias_embedding, or a list of patterns of names"
     )
     layer_decay: float = identity(1.0, help="rate of a block as a share of that of the block above it; embeddings have the lowest")
+    freeze: list[str] = identity(default_factory=list, help="parameters that stay as they are: patterns of their names")
     max_norm: float | None = identity(1.0, help="clip gradients to this global norm; null: never")
     ema: Average = identity(default_factory=Average)
 
@@ -60,8 +61,8 @@ class Optim(Choice, group="optim"):
             raise ConfigError(f"optim.ema.decay: {self.ema.decay}; allowed: from 0 to below 1, e.g. 0.999, or null for no average")
 
     def build(self, named_parameters: Named) -> torch.optim.Optimizer:
-        """The optimizer over these parameters, its groups' rates in `base_lr`."""
-        optimizer = self.optimizer(self.groups(list(named_parameters)))
+        """The optimizer over those of these parameters that are not frozen, its groups' rates in `base_lr`."""
+        optimizer = self.optimizer(self.groups([(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]))
         if self.ema.decay is not None:
             from trainer.averaging import keep_average
 

@@ -35,7 +35,7 @@ def samples(placement: Placement, corpus: Corpus, config: Config, world: World) 
         if not world.leads:
             return []
         # A copy: writing wants another attention than training, and no padding rows.
-        model: Any = unpadded(module.model, corpus.vocabulary.size, corpus.vocabulary.padded)  # type: ignore[arg-type]
+        model: Any = unpadded(module.model, config.adapter, corpus.vocabulary.size, corpus.vocabulary.padded)  # type: ignore[arg-type]
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a warning of padding where there is none
     try:

@@ -104,7 +104,7 @@ class Saves:
         found, self._figures = self._figures, {}
         return found
 
-    def snapshot(self, placement: Placement, state: dict[str, int], measured: dict[str, Any]) -> Snapshot:
+    def snapshot(self, placement: Placement, state: dict[str, Any], measured: dict[str, Any]) -> Snapshot:
         """What is saved. measured: figures of these very weights. Raises ConfigError where `checkpoint.best` is not among them."""
         best = self.config.checkpoint.best  # type: ignore[attr-defined]
         held_out = [key for key in measured if key.startswith("eval_")]

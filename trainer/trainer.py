@@ -31,7 +31,7 @@ from trainer.data.order import Order
 from trainer.distributed import World
 from trainer.evaluation import HeldOut, held_outs
 from trainer.export import Form, export
-from trainer.initial import first_weights
+from trainer.initial import counts_of, start
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_name, device_peak, work_of
 from trainer.models.recompute import recompute_blocks
@@ -48,7 +48,6 @@ from trainer.versions import versions
 
 if TYPE_CHECKING:
     from trainer.checkpoint.opening import Opened
-    from trainer.checkpoint.pieces import Read
     from trainer.survival.stop import Stop
 
 
@@ -91,14 +90,14 @@ class Training:
         resolved = self.run.placement
         self.corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
         self.micro_batch = int(resolved["micro_batch"])
-        module = self.task.module(config, self.corpus)
-        weights: Read = opened.read if opened is not None else first_weights(config, module, world)
-        for notice in (getattr(source, "notice", "") for source in (module, weights)):
-            if notice and world.leads:
-                print(notice, flush=True)
+        begun = start(config, self.corpus, world, opened)
+        module, self.base = begun.module, begun.base
+        for notice in begun.notices if world.leads else ():
+            print(notice, flush=True)
+        self.counts = counts_of(module.parameters())
         self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
         recompute_blocks(module, config.recompute)
-        self.placement = config.strategy.place(module, weights, config.optim.build, config, world)
+        self.placement = config.strategy.place(module, begun.weights, config.optim.build, config, world)
         module.train()
 
         split = self.corpus.split("train")
@@ -162,7 +161,7 @@ class Training:
         )
         self.trackers = Trackers(config, self.run.path, world, steps=self.steps, step=self.step)
         began = {"resumed_at": self.step} if opened is not None else {"files": self.run.placement.get("files", "")}
-        self._event("start", world_size=world.size, strategy=config.strategy.name, **began, digest=digest(config))
+        self._event("start", world_size=world.size, strategy=config.strategy.name, **began, **self.counts, digest=digest(config))
         if opened is not None and opened.problems:
             self._event("fallback", used=opened.path.name, problems=opened.problems)
 
@@ -267,7 +266,9 @@ class Training:
             self.saves.save(self.step, self._snapshot, last)
 
     def _snapshot(self) -> Snapshot:
-        state = {"step": self.step, "position": self.position, "tokens": self.tokens}
+        state: dict[str, Any] = {"step": self.step, "position": self.position, "tokens": self.tokens}
+        if self.base is not None:
+            state["base"] = self.base.told()
         return self.saves.snapshot(self.placement, state, self.measured)
 
     def _halted(self) -> Outcome:
@@ -303,6 +304,7 @@ class Training:
                 | self.task.baselines(self.corpus)
                 | passes
                 | {"samples": self.position, "loss": self.last.get("loss"), "digest": digest(self.config)}
+                | self.counts
                 | {"world_size": self.world.size, "strategy": self.config.strategy.name, "checkpoint_stall_seconds": sum(stalls)}
             ),
         )

@@ -97,6 +97,12 @@ def shapes_in(folder: Path) -> dict[str, Shape]:
     return {piece["name"]: tuple(piece["shape"]) for piece in _manifest(folder)["pieces"] if piece["kind"] == "parameter"}
 
 
+def state_in(folder: Path) -> dict[str, Any]:
+    """What the loop has told of itself in a checkpoint; nothing but the manifest is read. Raises CheckpointError where it is damaged."""
+    state: dict[str, Any] = _manifest(folder)["state"]
+    return state
+
+
 def complaint(folder: Path, checksums: bool) -> str:
     """What is wrong with a checkpoint; nothing where it is whole. checksums: read all of it, instead of looking at sizes alone."""
     try:

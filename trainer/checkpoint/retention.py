@@ -114,7 +114,10 @@ def make_room(root: Path, rules: DefaultCheckpoint, starts: Callable[[], Mapping
 
 
 def started_from(runs: Iterable[Path]) -> dict[Path, str]:
-    """Checkpoints from which unfinished ones of these runs start (`init.run`): killed before its first save, a run reads them again."""
+    """Checkpoints from which these runs start (`init.run`): killed before its first save, a run reads them again.
+
+    One that is finished needs them no more, unless a part of the model is frozen, of which its own checkpoints hold nothing.
+    """
     from trainer.choices import ConfigError
     from trainer.run import checkpoint_of
 
@@ -123,10 +126,12 @@ def started_from(runs: Iterable[Path]) -> dict[Path, str]:
         try:
             text = (run / "config.yaml").read_text()
             # To parse a configuration takes milliseconds, and there can be hundreds beside this one.
-            if "\ninit:\n  run: null\n" in text or (run / "summary.json").exists():
+            if "\ninit:\n  run: null\n" in text:
                 continue
-            source = (yaml.safe_load(text).get("init") or {}).get("run")
-            if source:
+            tree = yaml.safe_load(text)
+            source = (tree.get("init") or {}).get("run")
+            partial = (tree.get("adapter") or {}).get("name", "none") != "none" or (tree.get("optim") or {}).get("freeze")
+            if source and (partial or not (run / "summary.json").exists()):
                 found[checkpoint_of(str(source)).resolve()] = run.name
         except (OSError, ConfigError, yaml.YAMLError, AttributeError):
             continue

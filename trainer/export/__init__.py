@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer import averaging
+from trainer.adapters.folder import BASE, is_adapter, load_adapted
 from trainer.atomic import flush, write_json
-from trainer.choices import ConfigError
+from trainer.choices import ConfigError, groups
 from trainer.data.corpus import open_corpus
-from trainer.export.weights import FILE_BYTES, Weights, write_weights
+from trainer.distributed import alone
+from trainer.export.weights import FILE_BYTES, Held, Weights, write_weights
+from trainer.initial import bare, is_partial, start_of
 from trainer.models import skeleton_of
 from trainer.run import RunDir, load_frozen
 from trainer.strategies import tell_engines
@@ -29,9 +32,11 @@ from trainer.strategies import tell_engines
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from trainer.adapters import Adapter
     from trainer.checkpoint.opening import Opened
     from trainer.config import Config
     from trainer.data.corpus import Corpus
+    from trainer.initial import Start
 
 CARD = "README.md"
 # Of a model of examples with labels, what its task has learned of those to train on.
@@ -40,10 +45,14 @@ LEARNED = "learned.json"
 
 @dataclass(frozen=True)
 class Form:
-    """How a model is written. averages: the moving averages of its weights. repository: where at a hub it will be."""
+    """How a model is written. averages: the moving averages of its weights. repository: where at a hub it will be.
+
+    merge: an adapter in the weights of the model that it belongs to, instead of alone.
+    """
 
     dtype: str = "float32"
     averages: bool = False
+    merge: bool = False
     repository: str | None = None
     license: str | None = None
     file_bytes: int = FILE_BYTES
@@ -61,6 +70,9 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
     corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
     if form.averages and not any(kind == averaging.KIND for _, kind in opened.read.shapes):
         raise ConfigError(f"averages: true, but {opened.path} holds none; train with optim.ema.decay=0.999, or export without")
+    if form.merge and not config.adapter.merges:
+        able = [name for name, other in sorted(groups()["adapter"].items()) if other.merges]  # type: ignore[attr-defined]
+        raise ConfigError(f"merge: true, but this run has adapter={config.adapter.name}; what can be merged: {', '.join(able)}")
     whole = empty_model(config, corpus)
     whole.to(dtype := getattr(torch, form.dtype))
     for left in path.parent.glob(f".{path.name}.[0-9]*"):
@@ -68,10 +80,8 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.mkdir(parents=True)
     try:
-        built = functools.cache(lambda: skeleton_of(config, corpus))
-        # Buffers are never trained, and in no checkpoint: they are what the model began with.
-        weights = Weights(whole, opened.read, dtype, form.averages, lambda name: built().get_buffer(name))
-        parameters = _save(whole, weights, aside, form.file_bytes)
+        writing = _Writing(config, opened, corpus, whole, dtype, form, path)
+        parameters = writing.adapter(aside) if config.adapter.adapts and not form.merge else writing.model(aside)
         shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
         if corpus.examples:
             write_json(aside / LEARNED, corpus.learned)
@@ -80,6 +90,60 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return parameters
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """What is written of a checkpoint. whole: the model without values, padding rows or adapter. path: where it will lie."""
+
+    config: Config
+    opened: Opened
+    corpus: Corpus
+    whole: PreTrainedModel
+    dtype: torch.dtype
+    form: Form
+    path: Path
+
+    @functools.cached_property
+    def _built(self) -> PreTrainedModel:
+        return bare(self.config, self.corpus).model  # type: ignore[return-value]
+
+    def buffer(self, name: str) -> torch.Tensor:
+        """Buffers are never trained, and in no checkpoint: they are what the model began with."""
+        return self._built.get_buffer(name)
+
+    def model(self, folder: Path) -> int:
+        """A whole model; what was frozen comes from where it came from before. Returns its parameters."""
+        from trainer.export.adapter import Merged
+
+        held: Held = self.opened.read
+        if is_partial(self.config):
+            begun = self.begun()
+            held = Merged(begun.module.model, begun.weights)  # type: ignore[arg-type]
+        return _save(self.whole, Weights(self.whole, held, self.dtype, self.form.averages, self.buffer), folder, self.form.file_bytes)
+
+    def adapter(self, folder: Path) -> int:
+        """An adapter, and the model that it belongs to where that lies in no folder that transformers reads. Returns its parameters."""
+        from trainer.export.adapter import Plain, base_path, save_adapter
+
+        held, config = self.opened.read, self.config
+        trained = {name for name, kind in held.shapes if kind == "parameter"}
+        adapted = copy.deepcopy(self.whole)
+        config.adapter.adapt(adapted)
+        weights = Weights(adapted, held, self.dtype, self.form.averages)
+        elsewhere = base_path(config)
+        parameters = save_adapter(folder, adapted, weights, trained, config, elsewhere or str((self.path / BASE).resolve()))
+        if elsewhere is None:
+            begun = self.begun()
+            base = Plain(begun.weights)  # type: ignore[arg-type]
+            (folder / BASE).mkdir()
+            _save(self.whole, Weights(self.whole, base, self.dtype, False, self.buffer), folder / BASE, self.form.file_bytes)
+        return parameters
+
+    def begun(self) -> Start:
+        """The model as it was trained, on the meta device, and values of all of it."""
+        told = self.opened.state.get("base")
+        return start_of(bare(self.config, self.corpus), self.config, alone(), self.opened.read, told, self.form.averages)
 
 
 def empty_model(config: Config, corpus: Corpus) -> PreTrainedModel:
@@ -121,9 +185,10 @@ def trimmed(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:
     return whole
 
 
-def unpadded(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:
-    """A copy on the CPU whose vocabulary has no padding rows: their logits were never trained, and nobody should sample them."""
+def unpadded(model: PreTrainedModel, adapter: Adapter, size: int, padded: int) -> PreTrainedModel:
+    """A copy on the CPU, with its adapter, whose vocabulary has no padding rows: they were never trained, nobody should sample them."""
     whole = trimmed(model, size, padded)
+    adapter.adapt(whole)
     shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
     state = {}
     for name, tensor in model.state_dict().items():
@@ -157,6 +222,8 @@ def load_exported(path: Path) -> PreTrainedModel:
     """The model in a run's `model/`, with the head it was trained with. Raises ConfigError where there is none yet."""
     import transformers
 
+    if is_adapter(path):
+        return load_adapted(path)
     if not (path / "config.json").exists():
         raise ConfigError(f"{path}: no model there yet; it is written when the run reaches its budget")
     tell_engines("cuda" if torch.cuda.is_available() else "cpu")

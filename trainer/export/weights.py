@@ -6,21 +6,28 @@ model.safetensors, or model-00001-of-00003.safetensors … with model.safetensor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trainer import averaging
-from trainer.checkpoint.boxes import Box
+from trainer.checkpoint.boxes import Box, Shape
 from trainer.choices import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from trainer.checkpoint.reading import Reader
+
+class Held(Protocol):
+    """A checkpoint, or what is read as one: a `Read` that knows what there is. shapes: by name and kind."""
+
+    @property
+    def shapes(self) -> Mapping[tuple[str, str], Shape]: ...
+    def __call__(self, name: str, kind: str, shape: Shape, box: Box) -> Tensor: ...
+
 
 # Where transformers begins a new file, too.
 FILE_BYTES = 50 * 10**9
@@ -39,7 +46,7 @@ class Weights:
     """
 
     def __init__(
-        self, model: PreTrainedModel, held: Reader, dtype: torch.dtype, averages: bool, buffer: Callable[[str], Tensor] | None = None
+        self, model: PreTrainedModel, held: Held, dtype: torch.dtype, averages: bool, buffer: Callable[[str], Tensor] | None = None
     ):
         self.held, self.dtype, self.averages, self.buffer = held, dtype, averages, buffer
         ignored = set(model._keys_to_ignore_on_save or ())
@@ -88,7 +95,7 @@ def write_weights(folder: Path, weights: Weights, file_bytes: int = FILE_BYTES) 
     shapes = weights.shapes
     plan = split_torch_state_dict_into_shards(shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=file_bytes)
     for name, members in plan.filename_to_tensors.items():
-        _write_file(folder / name, {member: shapes[member] for member in members}, weights)
+        write_file(folder / name, {member: shapes[member] for member in members}, weights.__getitem__)
     count = sum(tensor.numel() for tensor in shapes.values())
     if plan.is_sharded:
         index: dict[str, Any] = {"metadata": {"total_parameters": count, **plan.metadata}, "weight_map": plan.tensor_to_filename}
@@ -96,7 +103,7 @@ def write_weights(folder: Path, weights: Weights, file_bytes: int = FILE_BYTES) 
     return count
 
 
-def _write_file(path: Path, shapes: dict[str, Tensor], weights: Weights) -> None:
+def write_file(path: Path, shapes: dict[str, Tensor], values_of: Callable[[str], Tensor]) -> None:
     """One file in the format safetensors: length of the header, header, values. The library itself wants all values at once.
 
     https://github.com/huggingface/safetensors#format
@@ -111,7 +118,7 @@ def _write_file(path: Path, shapes: dict[str, Tensor], weights: Weights) -> None
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, tensor in shapes.items():
-            values = weights[name]
+            values = values_of(name)
             assert values.shape == tensor.shape and values.dtype == tensor.dtype, name
             file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
             del values

@@ -8,7 +8,7 @@ every strategy at any number of processes starts from the same bits, and no rank
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -136,13 +136,13 @@ class Recording(TorchDispatchMode):
         finally:
             functions.update(own)
 
-    def leading_to(self, key: int) -> list[Operation]:
-        """What has to be run for the values in a storage, in order; nothing whose outcome is overwritten later."""
-        needed, settled = {key}, set[int]()
+    def leading_to(self, key: int, known: Collection[int] = ()) -> list[Operation]:
+        """What has to be run for the values in a storage, in order; nothing whose outcome is overwritten later, or is known."""
+        needed, settled = {key}, set(known)
         found = []
         for operation in reversed(self.operations):
             changes = operation.changed in needed and operation.changed not in settled
-            if not changes and not operation.made & needed:
+            if not changes and not operation.made & (needed - set(known)):
                 continue
             found.append(operation)
             needed |= operation.read
@@ -150,18 +150,24 @@ class Recording(TorchDispatchMode):
                 settled.add(operation.changed)
         return found[::-1]
 
-    def replay(self, target: Place, seed: int) -> Tensor:
-        """The values of a recorded tensor, on the CPU; draws come from a generator in the state that the seed gives it."""
+    def replay(self, target: Place, seed: int, known: Mapping[int, Callable[[], Tensor]] | None = None) -> Tensor:
+        """The values of a recorded tensor, on the CPU; draws come from a generator in the state that the seed gives it.
+
+        known: values of storages that have come to be others than those that were recorded.
+        """
         storages: dict[int, torch.UntypedStorage] = {}
+        known = known or {}
 
         def real(leaf: Any) -> Any:
             if isinstance(leaf, Place):
+                if leaf.key in known and leaf.key not in storages:
+                    storages[leaf.key] = known[leaf.key]().contiguous().untyped_storage()
                 empty = torch.empty(0, dtype=leaf.dtype)
                 return empty.set_(storages[leaf.key], leaf.offset, leaf.size, leaf.stride)  # type: ignore[call-overload]
             return _CPU if isinstance(leaf, torch.device) and leaf.type == "meta" else leaf
 
         with torch.no_grad(), seeded(seed):
-            for operation in self.leading_to(target.key):
+            for operation in self.leading_to(target.key, known):
                 inputs, named = tree_map(real, (operation.inputs, operation.named))
                 result = operation.call(*inputs, **named)
                 values = [leaf for leaf in tree_iter(result) if isinstance(leaf, Tensor)]
@@ -184,20 +190,26 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class First:
-    """First values of a deferred model's parameters, as `Read` gives them: functions of (seed, name) alone. prefix: of names in a run."""
+    """First values of a deferred model's parameters, as `Read` gives them: functions of (seed, name) alone. prefix: of names in a run.
 
-    def __init__(self, model: nn.Module, seed: int, prefix: str = "model"):
+    known: of parameters that have other values, from which first values of some are computed.
+    """
+
+    def __init__(
+        self, model: nn.Module, seed: int, prefix: str = "model", known: Mapping[nn.Parameter, Callable[[], Tensor]] | None = None
+    ):
         self.scalars: dict[str, int] = {}
         self.recording: Recording = model.recording  # type: ignore[assignment]
         self.seed = seed
         # Names may come to mean other tensors when a strategy cuts the model; those that were recorded stay.
         self.recorded = {name: Place.of(parameter) for name, parameter in model.named_parameters(prefix)}
+        self.known = {Place.of(parameter).key: values for parameter, values in (known or {}).items()}
         self._last: tuple[str, Tensor] | None = None
 
     def __call__(self, name: str, kind: str, shape: Shape, box: Box) -> Tensor:
         if self._last is None or self._last[0] != name:
             self._last = None
-            self._last = name, self.recording.replay(self.recorded[name], mix(self.seed, "init", name))
+            self._last = name, self.recording.replay(self.recorded[name], mix(self.seed, "init", name), self.known)
         values = self._last[1][box.slices()]
         if box == whole(shape):
             self._last = None  # read whole, it will not be asked for again

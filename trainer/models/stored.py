@@ -32,7 +32,7 @@ class Stored:
     """A pretrained model's parameters as `Read` gives them. notice: a line for people, empty where there is nothing to tell.
 
     stored: by the names of the model, without a task's prefix. What is not there is new, such as a head, and has its first values; so have
-    rows beyond those stored, for tokens that were added.
+    rows beyond those stored, for tokens that were added. new: names of what is not there.
     """
 
     def __init__(self, model: PreTrainedModel, stored: Mapping[str, Sliced], seed: int, rows: int, path: str):
@@ -52,8 +52,8 @@ class Stored:
                 )
             if found is not None:
                 self.stored.setdefault(own, found)
-        new = [name for name in places.values() if name not in self.stored]
-        self.notice = f"model.path: {path}: not in its files, so with first values: {', '.join(new)}" if new else ""
+        self.new = [name for name in places.values() if name not in self.stored]
+        self.notice = f"model.path: {path}: not in its files, so with first values: {', '.join(self.new)}" if self.new else ""
 
     def __call__(self, name: str, kind: str, shape: Shape, box: Box) -> Tensor:
         if name not in self.stored:

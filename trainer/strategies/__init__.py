@@ -37,7 +37,7 @@ class Strategy(Choice, group="strategy", role="placement"):
         """Raise ConfigError where the options do not fit so many processes, of them so many on a node; before launch."""
 
     def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
-        """Put a task's module and its optimizer on the devices of this world.
+        """Put a task's module and its optimizer on the devices of this world; the optimizer has those that require gradients, no others.
 
         module: its parameters are on the meta device, its buffers real, its ties made. weights: where values come from, by name, kind
         `parameter` and box, on the CPU: first values, a pretrained directory, a checkpoint; every rank reads the same. What holds whole
@@ -86,7 +86,7 @@ class Placement:
         raise NotImplementedError
 
     def pieces(self) -> Iterator[Piece]:
-        """This rank's share of the state by name; over all ranks each tensor is tiled exactly once."""
+        """This rank's share of the state of what is trained, by name; over all ranks each tensor is tiled exactly once."""
         raise NotImplementedError
 
     def scalars(self) -> dict[str, int]:
@@ -94,7 +94,7 @@ class Placement:
         raise NotImplementedError
 
     def load(self, read: Read) -> None:
-        """Set parameters, moments and step counts from a checkpoint: this rank's share."""
+        """Set trained parameters, moments and step counts from a checkpoint: this rank's share."""
         raise NotImplementedError
 
     def averaged(self) -> AbstractContextManager[None]:

@@ -31,6 +31,7 @@ class PartitionedParameters(Partitioned):
     def __init__(self, engine: DeepSpeedEngine, skeleton: nn.Module, named: list[tuple[str, nn.Parameter]], world: World):
         self.skeleton = skeleton
         self.named: list[tuple[str, Any]] = named
+        self.trained: list[tuple[str, Any]] = [(name, parameter) for name, parameter in self.named if parameter.requires_grad]
         self.leads = world.leads
         super().__init__(engine, world)
 
@@ -44,7 +45,7 @@ class PartitionedParameters(Partitioned):
         return list(self.zero.fp32_partitioned_groups_flat)
 
     def ranges(self) -> Iterator[Range]:
-        for name, parameter in self.named:
+        for name, parameter in self.trained:
             start, length = range_of(parameter, self.data_rank)
             if length:
                 group, at, _ = self.zero.grad_position[self.zero.get_param_id(parameter)]
@@ -100,7 +101,7 @@ class PartitionedParameters(Partitioned):
             for group, parameters in enumerate(self.zero.fp16_groups)
             for index, parameter in enumerate(parameters)
         }
-        for name, parameter in self.named:
+        for name, parameter in self.trained:
             _, length = range_of(parameter, self.data_rank)
             if length:
                 yield name, grads[id(parameter)].detach().narrow(0, 0, length)
@@ -115,12 +116,12 @@ class PartitionedParameters(Partitioned):
         return self.table(parameters, [self.zero.grad_partitions_flat_buffer, *gradients])
 
     def shares(self) -> dict[str, int]:
-        share = 4 * sum(-(-parameter.ds_numel // self.data_size) for _, parameter in self.named)
+        everything, share = (4 * sum(-(-one.ds_numel // self.data_size) for _, one in some) for some in (self.named, self.trained))
         # Small ones stay whole beside their parts (stage3_param_persistence_threshold).
         small = 4 * sum(parameter.ds_numel for parameter in self.zero.persistent_parameters)
         kinds = {kind for master in self.masters() for kind in self.zero.optimizer.state[master] if not is_count(kind)}
         gradient = share * (2 if self.zero.offload_optimizer else 1)
-        return {"parameter": share + small, "gradient": gradient, "master": share} | dict.fromkeys(sorted(kinds), share)
+        return {"parameter": everything + small, "gradient": gradient, "master": share} | dict.fromkeys(sorted(kinds), share)
 
 
 def range_of(parameter: Any, rank: int) -> tuple[int, int]:

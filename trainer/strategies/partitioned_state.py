@@ -23,6 +23,7 @@ class PartitionedState(Partitioned):
     def __init__(self, engine: DeepSpeedEngine, task_module: nn.Module, named: list[tuple[str, nn.Parameter]], world: World):
         self.task_module = task_module
         self.named = named
+        self.trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self._is_final = False
         super().__init__(engine, world)
         self.zero._lazy_init_hp_params_optimizer_state()
@@ -32,7 +33,7 @@ class PartitionedState(Partitioned):
 
     def mapped(self) -> Iterator[tuple[str, nn.Parameter, Any]]:
         """Name, parameter, and DeepSpeed's record of the flat range that this rank owns, where it owns one."""
-        for name, parameter in self.named:
+        for name, parameter in self.trained:
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]
             if mapping is not None and mapping.lp_fragment_address.numel:
                 yield name, parameter, mapping
@@ -102,10 +103,13 @@ class PartitionedState(Partitioned):
         gradients += [parameter.grad for _, parameter in self.named if parameter.grad is not None]
         if self.zero.cpu_offload:
             gradients += self.zero.accumulated_grads_in_cpu.values()
-        return self.table(list(self.zero.bit16_groups_flat), gradients)
+        return self.table([*self.zero.bit16_groups_flat, *self._frozen()], gradients)
+
+    def _frozen(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self.named if not parameter.requires_grad]
 
     def shares(self) -> dict[str, int]:
-        most = {"parameter": 0, "gradient": 0}
+        most = {"parameter": 4 * sum(parameter.numel() for parameter in self._frozen()), "gradient": 0}
         for master, parameters in zip(self.masters(), self.zero.bit16_groups, strict=True):
             elements = sum(parameter.numel() for parameter in parameters)
             share = 8 * -(-elements // (2 * self.data_size))  # fp32, in pairs: DeepSpeed aligns partitions to two elements

@@ -55,6 +55,8 @@ class TorchPlacement(Placement):
         require_skipping(optimizer)
         self.module = module
         self.named = named
+        # What is frozen is in no checkpoint.
+        self.trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self.optimizer = optimizer
         self.data_rank, self.data_size = world.rank, world.size
         # Updates applied, counted on the device.
@@ -143,10 +145,11 @@ class TorchPlacement(Placement):
     def kinds(self, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """The parameter and its moments, by kind."""
         yield "parameter", parameter
-        yield from moments(self.optimizer, parameter)
+        if parameter.requires_grad:
+            yield from moments(self.optimizer, parameter)
 
     def pieces(self) -> Iterator[Piece]:
-        for name, parameter in self.named:
+        for name, parameter in self.trained:
             for kind, tensor in self.kinds(parameter):
                 held, owned = self.held(tensor), self.owned(tensor)
                 if held is not None and owned is not None:
@@ -165,7 +168,7 @@ class TorchPlacement(Placement):
 
     @torch.no_grad()
     def _read(self, read: Read) -> None:
-        for name, parameter in self.named:
+        for name, parameter in self.trained:
             for kind, tensor in self.kinds(parameter):
                 held = self.held(tensor)
                 if held is not None:
@@ -201,7 +204,8 @@ class TorchPlacement(Placement):
     def shares(self) -> dict[str, int]:
         most: dict[str, int] = {}
         for _, parameter in self.named:
-            for kind, tensor in (("gradient", parameter), *self.kinds(parameter)):
+            gradient = [("gradient", parameter)] if parameter.requires_grad else []
+            for kind, tensor in (*gradient, *self.kinds(parameter)):
                 # Everything is fp32, whatever the precision of products.
                 most[kind] = most.get(kind, 0) + 4 * self.share(tuple(tensor.shape))
         return most

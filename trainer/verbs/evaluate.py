@@ -43,9 +43,12 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     import torch
     import transformers
 
+    from trainer.adapters import NoAdapter
+    from trainer.adapters.folder import Filed, base_of, is_adapter
     from trainer.data.corpus import open_corpus
     from trainer.distributed import alone
     from trainer.evaluation import held_outs
+    from trainer.initial import start_of
     from trainer.models.pretrained import Pretrained
     from trainer.run import load_frozen
     from trainer.strategies.single import Single
@@ -59,10 +62,16 @@ def held_out(run: RunDir, device: str | None = None) -> dict[str, Any]:
     world = alone("cuda" if kind != "cpu" and torch.cuda.is_available() else "cpu")
     corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
     # What users load is what is evaluated.
-    config.model = Pretrained(path=str(run / "model"))
+    folder, values = run / "model", None
+    path, revision = base_of(folder) if is_adapter(folder) else (str(folder), None)
+    if is_adapter(folder):
+        values = Filed(folder)
+    else:
+        config.adapter, config.optim.freeze = NoAdapter(), []
+    config.model, config.init.run = Pretrained(path=path, revision=revision), None
     config.strategy = Single()
-    module = config.task.module(config, corpus)
-    placement = config.strategy.place(module, config.model.weights(module, config.seed), config.optim.build, config, world)
+    begun = start_of(config.task.module(config, corpus), config, world, values)
+    placement = config.strategy.place(begun.module, begun.weights, config.optim.build, config, world)
     found = held_outs(config, run, corpus, config.task, int(resolved["micro_batch"]), placement)
     return {key: value for held_out in found for key, value in held_out.figures(world.device).items()}
 

@@ -31,6 +31,7 @@ class Options:
     step: int | None = option(None, help="step of a checkpoint; default: the newest")
     output: str | None = option(None, help="folder to write; default: exports/step-… of the run directory")
     dtype: str = option("float32", help="type of the weights: float32, bfloat16 or float16")
+    merge: bool = option(False, help="of a run with an adapter: one plain model, instead of the adapter alone")
     averages: bool | None = option(None, help="moving averages of the weights; default: what the run evaluates")
     license: str | None = option(None, help="for the card, as hubs name it: apache-2.0, mit, cc-by-4.0 …")
     push_to_hub: str | None = option(None, help="send it to this repository: OWNER/NAME")
@@ -62,8 +63,8 @@ def run(words: list[str]) -> int:
 
         api = ready(options.push_to_hub, options.private)
     shown = load_frozen(found.config_path).optim.ema.shown
-    form = (options.dtype, shown if options.averages is None else options.averages, options.push_to_hub, options.license)
-    print(_written(found, checkpoint, output, *form))
+    averages = shown if options.averages is None else options.averages
+    print(_written(found, checkpoint, output, options, averages))
     if api is not None and options.push_to_hub is not None:
         from trainer.export.hub import push
 
@@ -75,13 +76,15 @@ def refuse_other_folder(path: Path) -> None:
     """Raise ConfigError where something lies there that no export has written: it would be replaced."""
     if not path.exists() or path.is_dir() and not any(path.iterdir()):
         return
+    from trainer.adapters.folder import is_adapter
+
     card = path / "README.md"
     head = card.read_text(errors="replace").partition("\n---\n")[0] + "\n" if card.is_file() else ""
-    if not (head.startswith("---\n") and f"\n- {TAG}\n" in head and (path / "config.json").is_file()):
+    if not (head.startswith("---\n") and f"\n- {TAG}\n" in head and ((path / "config.json").is_file() or is_adapter(path))):
         raise ConfigError(f"output: {path} is there, and no export; name a folder that is empty or not there yet")
 
 
-def _written(run: RunDir, checkpoint: Path, output: Path, dtype: str, averages: bool, repository: str | None, license: str | None) -> str:
+def _written(run: RunDir, checkpoint: Path, output: Path, options: Options, averages: bool) -> str:
     """Write the folder; what came of it, in a line."""
     from trainer.checkpoint.files import CheckpointError
     from trainer.checkpoint.opening import open_one
@@ -91,7 +94,8 @@ def _written(run: RunDir, checkpoint: Path, output: Path, dtype: str, averages: 
 
     try:
         opened = open_one(checkpoint, alone())
-        parameters = export(run, opened, output, Form(dtype, averages, repository, license))
+        form = Form(options.dtype, averages, options.merge, options.push_to_hub, options.license)
+        parameters = export(run, opened, output, form)
     except CheckpointError as error:
         raise ConfigError(f"run={run.path}: {error}") from error
-    return f"{relative(output)}: {parameters:,} parameters of step {opened.step}, {dtype}{', averaged' if averages else ''}"
+    return f"{relative(output)}: {parameters:,} parameters of step {opened.step}, {options.dtype}{', averaged' if averages else ''}"
