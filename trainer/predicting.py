@@ -48,7 +48,7 @@ class Predictor:
 
     def answers(self, examples: Sequence[dict[str, Any]], batch_tokens: int) -> list[dict[str, Any]]:
         """What is predicted of each example, by field. batch_tokens: tokens that are computed together, at most."""
-        filled = [example | self.task.unanswered(self.learned) for example in examples]
+        filled = [example | self.task.unanswered(example, self.learned) for example in examples]
         rows = list(self.task.encode(filled, 0, self.tokenizer, self.learned, self.length))
         found: list[Any] = [None] * len(rows)
         for members in by_length(rows, batch_tokens):
@@ -62,7 +62,7 @@ class Predictor:
         by_example: list[list[Any]] = [[] for _ in examples]
         for row, prediction in zip(rows, found, strict=True):
             by_example[row.example].append(prediction)
-        return [self.task.answer(each, self.learned) if each else {} for each in by_example]
+        return [self.task.answer(example, each, self.learned) if each else {} for example, each in zip(examples, by_example, strict=True)]
 
 
 def _array(values: Any) -> Any:
@@ -120,7 +120,7 @@ def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
     return chain.from_iterable(_in_file(number, file, layout) for number, file in enumerate(files))
 
 
-_READ = ("jsonl", "csv", "tsv", "parquet", "arrow")
+_READ = ("jsonl", "csv", "tsv", "conll", "conllu", "parquet", "arrow")
 
 
 def _in_file(number: int, file: SourceFile, layout: Format) -> Iterator[dict[str, Any]]:

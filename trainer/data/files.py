@@ -43,6 +43,8 @@ KINDS = {
         Kind("jsonl", f"JSON (.jsonl, .ndjson, .json), {_COMPRESSED}", (".jsonl", ".ndjson", ".json")),
         Kind("csv", f"CSV, {_COMPRESSED}", (".csv",)),
         Kind("tsv", f"TSV, {_COMPRESSED}", (".tsv", ".tab")),
+        Kind("conll", f"CoNLL columns (.conll, .iob, .bio), {_COMPRESSED}", (".conll", ".iob", ".bio")),
+        Kind("conllu", f"CoNLL-U, {_COMPRESSED}", (".conllu",)),
         Kind("parquet", "Parquet", (".parquet", ".pq"), True, (b"PAR1",)),
         # An IPC file; the mark that begins each message of a stream.
         Kind("arrow", "Arrow IPC (.arrow, .feather, .ipc)", (".arrow", ".feather", ".ipc"), True, (b"ARROW1", b"\xff\xff\xff\xff")),

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from trainer.data.arrow_files import ArrowRecords, ParquetRecords
+from trainer.data.conll_files import ConllRecords, ConlluRecords
 from trainer.data.csv_files import CsvRecords
 from trainer.data.json_files import JsonRecords
 from trainer.data.segments import Format
@@ -15,7 +16,18 @@ from trainer.data.text import TextFormat
 from trainer.data.token_files import MegatronFormat, NanoGPTFormat
 
 FORMATS: dict[str, type[Format]] = {
-    layout.kind: layout for layout in (TextFormat, JsonRecords, CsvRecords, ParquetRecords, ArrowRecords, NanoGPTFormat, MegatronFormat)
+    layout.kind: layout
+    for layout in (
+        TextFormat,
+        JsonRecords,
+        CsvRecords,
+        ConllRecords,
+        ConlluRecords,
+        ParquetRecords,
+        ArrowRecords,
+        NanoGPTFormat,
+        MegatronFormat,
+    )
 }
 
 

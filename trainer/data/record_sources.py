@@ -23,10 +23,15 @@ class Columns:
     text: Any = identity(None, help="the text; default: text, or the only one with text")
     pair: Any = identity(None, help="the second text of a pair, such as a hypothesis")
     label: Any = identity(None, help="the label, or a list of labels")
+    tokens: Any = identity(None, help="the words of a sentence, a list")
+    tags: Any = identity(None, help="the tags of these words, a list")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if type(value) is int:
+                # CoNLL's columns are numbered.
+                setattr(self, field.name, value := str(value))
             entries = value if isinstance(value, (list, tuple)) else [value]
             if value is not None and (not entries or not all(isinstance(entry, str) and entry for entry in entries)):
                 key = f"data.columns.{field.name}"
@@ -150,6 +155,44 @@ class Tsv(Csv):
     quote: str = identity("", help="the character around fields that hold a delimiter or a line end; empty: there is none")
 
     kind: ClassVar[str] = "tsv"
+
+
+@choice
+class Conll(RecordFiles):
+    """CoNLL: a word a line with its columns, a blank line between sentences. Columns are numbered from 1; the last is `last`."""
+
+    name: str = "conll"
+
+    kind: ClassVar[str] = "conll"
+
+    def reader(self, columns: Sequence[str]) -> Records:
+        from trainer.data.conll_files import ConllRecords
+
+        return ConllRecords(tuple(columns))
+
+    def there(self, file: SourceFile) -> dict[str, bool]:
+        from trainer.data.conll_files import ConllRecords, conll_columns
+
+        return conll_columns(file, ConllRecords())
+
+
+@choice
+class Conllu(RecordFiles):
+    """CoNLL-U: columns form, lemma, upos, xpos, feats, head, deprel …, and the comments of a sentence, such as text."""
+
+    name: str = "conllu"
+
+    kind: ClassVar[str] = "conllu"
+
+    def reader(self, columns: Sequence[str]) -> Records:
+        from trainer.data.conll_files import ConlluRecords
+
+        return ConlluRecords(tuple(columns))
+
+    def there(self, file: SourceFile) -> dict[str, bool]:
+        from trainer.data.conll_files import ConlluRecords, conll_columns
+
+        return conll_columns(file, ConlluRecords())
 
 
 @choice

@@ -82,6 +82,24 @@ class ExampleModule(nn.Module):
         return output
 
 
+class TaggingModule(ExampleModule):
+    """One output at places of every example. smoothing: share of a target's weight that is spread over all tags."""
+
+    def __init__(self, model: PreTrainedModel, smoothing: float):
+        super().__init__(model)
+        self.smoothing = smoothing
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        inputs = batch.inputs
+        places = Unpacked.of(batch.lengths, inputs["input_ids"].device).home.index_select(0, inputs["tags_index"])
+        logits = self.outputs(batch).logits.flatten(0, 1).index_select(0, places).float()
+        smoothing = self.smoothing if self.training else 0.0
+        sums = {"tags": F.cross_entropy(logits, inputs["tags_targets"], reduction="sum", label_smoothing=smoothing)}
+        if self.training:
+            return sums
+        return sums | {"predicted": logits.argmax(-1), "words": inputs["tags_words"], "sizes": inputs["tags_sizes"]}
+
+
 class ClassificationModule(ExampleModule):
     """One output an example. problem: as transformers names it. weights: of each label in the loss; smoothing: share of a target's weight
     that is spread over all labels."""

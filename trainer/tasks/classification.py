@@ -88,13 +88,7 @@ class Classification(Labelled):
         return {"problem": problem.value, "labels": labels, "counts": [counts[label] for label in labels]}
 
     def labels_of(self, corpus: Corpus) -> dict[str, Any]:
-        labels = corpus.learned["labels"]
-        return {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: number for number, label in enumerate(labels)},
-            "problem_type": problem_type(corpus.learned),
-        }
+        return super().labels_of(corpus) | {"problem_type": problem_type(corpus.learned)}
 
     def encode(
         self,
@@ -155,10 +149,10 @@ class Classification(Labelled):
         found: list[Any] = outputs["logits"].tolist()
         return found
 
-    def unanswered(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+    def unanswered(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:
         return {"label": 0.0 if learned["problem"] == Problem.regression.value else learned["labels"][0]}
 
-    def answer(self, predictions: Sequence[Any], learned: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, example: Mapping[str, Any], predictions: Sequence[Any], learned: Mapping[str, Any]) -> dict[str, Any]:
         logits, labels = np.array(predictions[0]), learned["labels"]
         if learned["problem"] == Problem.regression.value:
             return {"label": float(logits[0])}

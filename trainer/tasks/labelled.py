@@ -64,6 +64,11 @@ class Labelled(Task):
     # Names of a row's sections, `input_ids` first.
     sections: ClassVar[tuple[str, ...]] = ("input_ids",)
 
+    def labels_of(self, corpus: Corpus) -> dict[str, Any]:
+        labels = corpus.learned["labels"]
+        numbered = {label: number for number, label in enumerate(labels)}
+        return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": numbered}
+
     def writing(self, model: Model) -> tuple[str, bool]:
         return ("wordpiece", True) if model.marks else ("bpe", False)
 
@@ -101,11 +106,11 @@ class Labelled(Task):
         sums."""
         raise NotImplementedError
 
-    def unanswered(self, learned: Mapping[str, Any]) -> dict[str, Any]:
+    def unanswered(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, Any]:
         """Values for the fields that are to be predicted, of an example that has none: any that can be encoded."""
         raise NotImplementedError
 
-    def answer(self, predictions: Sequence[Any], learned: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, example: Mapping[str, Any], predictions: Sequence[Any], learned: Mapping[str, Any]) -> dict[str, Any]:
         """What is predicted of an example, by field, as people read it. predictions: of its rows, in order."""
         raise NotImplementedError
 
@@ -174,10 +179,10 @@ def in_order(labels: set[str]) -> list[str]:
     return ordered if found is None else [label for _, label in sorted(zip(found, ordered, strict=True))]
 
 
-def refuse_label(label: str, known: Sequence[str], example: int) -> ConfigError:
+def refuse_label(label: str, known: Sequence[str], example: int, field: str = "label") -> ConfigError:
     """The error (B05) for a label that is none of those known."""
     shown = ", ".join(known[:20]) + (" …" if len(known) > 20 else "")
     return ConfigError(
-        f"data.columns.label: {label!r} of example {example + 1:,} is none of the {len(known)} labels: {shown}; mend the example, "
+        f"data.columns.{field}: {label!r} of example {example + 1:,} is none of the {len(known)} labels: {shown}; mend the example, "
         "or name all labels: 'task.labels=[…]'"
     )

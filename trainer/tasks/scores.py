@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,29 @@ def multi_label(truth: Ints, predicted: Ints, labels: Sequence[str]) -> Score:
     figures |= {f"f1_{how}": metrics.f1_score(truth, predicted, average=how, zero_division=0) for how in ("micro", "macro", "weighted")}
     report = metrics.classification_report(truth, predicted, target_names=labels, output_dict=True, zero_division=0)
     return Score({key: float(value) for key, value in figures.items()}, {"by_label": report})
+
+
+def tags(truth: Sequence[list[str]], predicted: Sequence[list[str]], labels: Sequence[str]) -> Score:
+    """Of tags such as B-PER: of whole entities, by seqeval's rules, as conlleval has them; of others by scikit-learn, a word at a time."""
+    flat = [np.array([tag for sentence in side for tag in sentence]) for side in (truth, predicted)]
+    figures = {"accuracy": float((flat[0] == flat[1]).mean())}
+    if any(label[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for label in labels):
+        from seqeval import metrics
+
+        named = {"precision": metrics.precision_score, "recall": metrics.recall_score, "f1": metrics.f1_score}
+        figures |= {name: float(score(truth, predicted, zero_division=0)) for name, score in named.items()}
+        report = metrics.classification_report(truth, predicted, output_dict=True, zero_division=0)
+    else:
+        from sklearn import metrics
+
+        present = {"labels": labels, "zero_division": 0}
+        figures["f1_macro"] = float(metrics.f1_score(*flat, average="macro", **present))
+        report = metrics.classification_report(*flat, output_dict=True, **present)
+    return Score(figures, {"by_label": {name: _plain(row) for name, row in report.items()}})
+
+
+def _plain(row: Any) -> Any:
+    return {key: float(value) for key, value in row.items()} if isinstance(row, dict) else float(row)
 
 
 def regression(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> Score:
