@@ -95,8 +95,9 @@ def held_out_figures(world: World, path: str, sizes: list[int]) -> dict[str, Any
 def test_c05_c04_uneven_evaluation_ends_where_every_forward_is_collective(tmp_path: Path, texts: Path, strategy: str) -> None:
     """1 … 2·W+1 samples on 4 ranks: under fsdp and zero3 a rank that had none and left out a forward would leave the others waiting."""
     words = (*BERT, "data.held_out=0.4", "micro_batch=1", "steps=1", "eval_every=100")
-    # By default DeepSpeed keeps parameters as small as these whole on every rank, and no forward would gather any.
-    small = ("strategy.options={zero_optimization: {stage3_param_persistence_threshold: 0}}",) if strategy == "zero3" else ()
+    # By default DeepSpeed keeps parameters as small as these, and as few, whole on every rank, and no forward would gather any again.
+    off = ", ".join(f"stage3_{key}: 0" for key in ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance"))
+    small = (f"strategy.options={{zero_optimization: {{{off}}}}}",) if strategy == "zero3" else ()
     sizes = list(range(1, 10))
     alone = held_out_figures(single(), str(ready(tmp_path, texts, *words, name="alone")), sizes)
     path = ready(tmp_path, texts, *words, f"strategy={strategy}", *small, name="together", world=4)

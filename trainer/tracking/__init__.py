@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from trainer.tracking.tensorboard import TensorBoard
     from trainer.tracking.weights_biases import WeightsAndBiases
 
+# Of the start: lines of their own have said so.
+_TOLD_BEFORE = ("files", "parameters", "trained_parameters")
+
 
 class Trackers:
     """All trackers of a run. Only rank 0 writes; on the others every call does nothing.
@@ -85,7 +88,8 @@ class Trackers:
         """Show an event that the run directory has recorded."""
         if not self.leads:
             return
-        told = ", ".join(f"{key.replace('_', ' ')} {_told(value)}" for key, value in fields.items() if value not in (None, "", [], {}))
+        shown = {key: value for key, value in fields.items() if value not in (None, "", [], {}) and key not in _TOLD_BEFORE}
+        told = ", ".join(f"{key.replace('_', ' ')} {_told(value)}" for key, value in shown.items())
         self.progress.message(f"{kind}{f' at step {step:,}' if step is not None else ''}{f': {told}' if told else ''}")
         if self.wandb is None:
             return
