@@ -124,11 +124,11 @@ def cells(key: str, value: Any) -> dict[str, str]:
 
 
 def support() -> str:
-    """Optimizers, precisions, tasks, and every other feature that a strategy refuses, beside the strategies, as printed in the docs."""
+    """Optimizers, precisions, tasks, adapters, and whatever else a strategy refuses, beside the strategies, as printed in the docs."""
     from trainer.choices import groups
 
     strategies = list(groups()["strategy"])
-    features = [(group, name) for group in ("optim", "precision", "task") for name in groups()[group]]
+    features = [(group, name) for group in ("optim", "precision", "task", "adapter") for name in groups()[group]]
     features += [(cell.key, cell.value) for cell in REFUSALS]
     rows = [f"| | {' | '.join(strategies)} |", f"|---|{':---:|' * len(strategies)}"]
     for key, value in dict.fromkeys(features):
