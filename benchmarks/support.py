@@ -1,6 +1,6 @@
-"""What the support matrix allows is run: strategy × precision × optimizer on one task, and × task with one optimizer.
+"""What the support matrix allows is run: strategy × precision × optimizer on one task, × task with one optimizer, and × adapter.
 
-    python benchmarks/support.py [--strategies ddp,zero3] [--optims adamw] [--precisions fp32] [--tasks clm,mlm] [--all]
+    python benchmarks/support.py [--strategies ddp,zero3] [--optims adamw] [--precisions fp32] [--tasks clm,mlm] [--adapters lora] [--all]
 
 --all: every optimizer on every task.
 A tiny model, a few steps by the real loop on real rows, at two processes (hsdp at four: two replicas of two). The loss has to fall, and
@@ -53,6 +53,7 @@ class Feature(NamedTuple):
     optim: str
     precision: str
     task: str
+    adapter: str = "none"
 
 
 def places(strategies: list[str]) -> dict[str, matrix.Place]:
@@ -88,6 +89,7 @@ def composed(feature: Feature, folder: Path) -> Config:
     """A run of a feature on one device."""
     rate = f"optim.lr={OPTIMS[feature.optim]}"
     words = [f"optim={feature.optim}", rate, f"precision={feature.precision}", f"task={feature.task}", *TASKS[feature.task]]
+    words += [f"adapter={feature.adapter}"]
     # 7 rows do not divide by 2 or 4. fp16 may drop a first step, as it finds its scale.
     words += [f"steps={STEPS}", "global_batch=7", "micro_batch=3", "schedule=constant", "survival.nan=skip", "strategy=single"]
     return loops.composed(folder / "run", folder / "texts", *words)
@@ -127,7 +129,11 @@ def markdown(rows: list[dict[str, Any]], strategies: list[str]) -> str:
 
     others = [name for name in strategies if name != "single"]
     table = [
-        [f"{row['optim']} · {row['precision']} · {row['task']}", f"{row['first']:.3f} → {row['last']:.3f}", f"{row['noise']:.0e}"]
+        [
+            " · ".join(row[key] for key in Feature._fields if row[key] != "none"),
+            f"{row['first']:.3f} → {row['last']:.3f}",
+            f"{row['noise']:.0e}",
+        ]
         + [cell(row, name) for name in others]
         for row in rows
     ]
@@ -137,6 +143,7 @@ def markdown(rows: list[dict[str, Any]], strategies: list[str]) -> str:
 def main() -> int:
     load_choices()
     known = {"strategies": list(groups()["strategy"]), "optims": list(OPTIMS), "precisions": list(LOSS), "tasks": list(TASKS)}
+    known["adapters"] = list(groups()["adapter"])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     for word, names in known.items():
         parser.add_argument(f"--{word}", default=",".join(names))
@@ -146,6 +153,7 @@ def main() -> int:
     strategies = sorted(given["strategies"], key=lambda name: (name != "single", name))
     features = [Feature(*names) for names in itertools.product(given["optims"], given["precisions"], given["tasks"])]
     features = [one for one in features if words.all or one.optim == given["optims"][0] or one.task == given["tasks"][0]]
+    features += [features[0]._replace(adapter=adapter) for adapter in given["adapters"] if adapter != "none"]
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
         folder = Path(name)
@@ -157,10 +165,11 @@ def main() -> int:
     text = "\n\n".join(
         [
             "# Support matrix",
-            f"{count - bad} of {count} combinations of strategy, optimizer, precision and task that are allowed: the loss falls, and each "
-            f"step's is that of one device, within {TIMES:.0f} times the noise (relative) or {LOSS['fp32']:.0e} (fp32), {LOSS['bf16']:.0e} "
-            "(bf16, fp16). Noise: the distance of two runs on one device with other micro-batches. –: refused before launch. Every "
-            f"optimizer with task={given['tasks'][0]}, every task with optim={given['optims'][0]}; of tasks, those that take plain text.",
+            f"{count - bad} of {count} combinations of strategy, optimizer, precision, task and adapter that are allowed: the loss falls, "
+            f"and each step's is that of one device, within {TIMES:.0f} times the noise (relative) or {LOSS['fp32']:.0e} (fp32), "
+            f"{LOSS['bf16']:.0e} (bf16, fp16). Noise: the distance of two runs on one device with other micro-batches. –: refused before "
+            f"launch. Every optimizer with task={given['tasks'][0]}, every task and adapter with optim={given['optims'][0]}; of tasks, "
+            "those that take plain text.",
             f"The real loop, {STEPS} steps of 7 rows, models of one layer of width 32, dropout 0, two processes (hsdp: 2 × 2), "
             f"gloo over loopback; {time.monotonic() - began:.0f} s. Made by `python benchmarks/support.py`.",
             markdown(rows, strategies),
