@@ -21,6 +21,7 @@ from trainer.data.opening import bare_name, lines_before
 from trainer.data.record_sources import Columns
 from trainer.data.segments import Flaw, cut_out
 from trainer.export import LEARNED, load_exported
+from trainer.tasks import Field
 from trainer.tasks.labelled import Labelled, Row
 
 if TYPE_CHECKING:
@@ -116,10 +117,12 @@ def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
     except ConfigError as error:
         raise ConfigError(str(error).replace("data.path", "input", 1)) from error
     fields = {name: replace(field, optional=field.optional or name in task.predicted) for name, field in task.fields.items()}
-    layout = reader.examples(files, fields)
+    layout = reader.examples(files, fields | _NAMED)
     return chain.from_iterable(_in_file(number, file, layout) for number, file in enumerate(files))
 
 
+# What tells examples apart is handed on.
+_NAMED = {"id": Field(("id", "idx", "uid", "guid"), optional=True)}
 _READ = ("jsonl", "csv", "tsv", "conll", "conllu", "parquet", "arrow")
 
 

@@ -133,11 +133,11 @@ def check_predictions(path: Path, folder: Path, examples: Examples, labels: list
     """`trainer predict` says what the model says, in the order of the file, of examples without labels too."""
     from trainer.cli import main
 
-    unlabelled = write(folder / "new.jsonl", [{"text": example["text"]} for example in examples])
+    unlabelled = write(folder / "new.jsonl", [{"id": number, "text": example["text"]} for number, example in enumerate(examples)])
     assert main(["predict", f"run={path}", f"input={unlabelled}", f"output={folder / 'out.jsonl'}", "batch_tokens=40"]) == 0
     found = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert [one["text"] for one in found] == [example["text"] for example in examples]
-    assert [one["predicted_label"] for one in found] == labels
+    assert [one["predicted_label"] for one in found] == labels and [one["id"] for one in found] == list(range(len(examples)))
     assert all(sum(one["predicted_scores"].values()) == pytest.approx(1, abs=1e-4) for one in found)
     assert main(["predict", f"run={path}", f"input={folder / 'eval.jsonl'}", f"output={folder / 'out.csv'}"]) == 0
     rows = list(csv.DictReader((folder / "out.csv").open()))
@@ -172,6 +172,14 @@ def test_b05_a_label_that_was_not_trained_on_names_itself_its_example_and_those_
         ready(tmp_path, examples, [examples[0], {"text": "a rose", "label": "flower"}])
     text = str(error.value)
     assert "'flower'" in text and "example 2" in text and "3 labels: animal, fruit, tool" in text and "task.labels" in text
+    for label, words, said in (
+        ("nan", ["task.problem=regression"], "'nan'.*is no number"),
+        ({"a": 1}, [], r"\{'a': 1\}; allowed: text, a number"),
+        (["a", "b"], ["task.class_weights=balanced"], "task.class_weights: of one label an example alone, and these are multi_label"),
+    ):
+        odd = [{**example, "label": label} for example in examples]
+        with pytest.raises(ConfigError, match=said):
+            ready(tmp_path, odd, odd[:2], *words)
     with pytest.raises(ConfigError, match=r"task\.labels.*each label once"):
         ready(tmp_path, examples, examples[:2], "task.labels=[a,a]")
 

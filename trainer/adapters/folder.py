@@ -91,6 +91,10 @@ def _with_own(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     options = json.loads(plain(folder / OWN).read_text())["adapter"]
     find("adapter", str(options["name"]))(**options).adapt(model)  # type: ignore[attr-defined]
     values = load_file(plain(folder / VALUES))
+    trained = (name for name, parameter in model.named_parameters(prefix="model") if parameter.requires_grad)
+    lacking = [name for name in trained if file_name(name) not in values]
+    if lacking:
+        raise ConfigError(f"{folder}: {VALUES} holds no {file_name(lacking[0])}; it is damaged, or of another version")
     with torch.no_grad():
         for name, parameter in model.named_parameters(prefix="model"):
             if (key := file_name(name)) in values:

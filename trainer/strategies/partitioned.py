@@ -190,6 +190,7 @@ def prepare_engine(module: nn.Module, optimizer: torch.optim.Optimizer, settings
     import deepspeed
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     backend = "gloo" if world.device.type == "cpu" else "nccl"
     # Not cpu=True: with it Accelerate forgets the plugin and gives plain DDP. No zero3_init_flag: transformers would partition every
@@ -200,6 +201,8 @@ def prepare_engine(module: nn.Module, optimizer: torch.optim.Optimizer, settings
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)],
     )
     engine, _ = accelerator.prepare(module, optimizer)
+    # What is built from here on, such as the model that an export writes, is no business of the engine; transformers would cut it.
+    unset_hf_deepspeed_config()
     if not isinstance(engine, deepspeed.DeepSpeedEngine) or engine.dp_world_size != world.size:
         raise RuntimeError(
             f"Accelerate prepared {type(engine).__name__} for a world of {getattr(engine, 'dp_world_size', '?')}, not of {world.size}"

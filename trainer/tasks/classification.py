@@ -78,11 +78,16 @@ class Classification(Labelled):
         problem = self.problem
         if problem is Problem.auto:
             values = None if lists or self.labels else numbers(list(counts))
-            is_value = values is not None and any(value != int(value) for value in values)
+            is_value = values is not None and not all(value.is_integer() for value in values)
             problem = Problem.multi_label if lists else Problem.regression if is_value else Problem.single_label
+        ignored = [key for key in ("class_weights", "label_smoothing") if getattr(self, key) not in (Weights.none, 0.0)]
+        if ignored and problem is not Problem.single_label:
+            raise ConfigError(f"task.{ignored[0]}: of one label an example alone, and these are {problem.value}; leave it out")
         if problem is Problem.regression:
             return {"problem": problem.value, "labels": ["value"], "counts": []}
         labels = list(self.labels) if self.labels else in_order(set(counts))
+        if not labels:
+            raise ConfigError("data.columns.label: no training example has a label; give labels, or name them: 'task.labels=[…]'")
         if len(labels) < 2 and problem is Problem.single_label:
             raise ConfigError(f"data.columns.label: all training examples have the label {labels[0]!r}; there is nothing to tell apart")
         return {"problem": problem.value, "labels": labels, "counts": [counts[label] for label in labels]}
@@ -181,7 +186,11 @@ class Classification(Labelled):
 
 
 def written(label: Any) -> str:
-    """A label as text: 1 and "1" are the same one."""
+    """A label as text: 1, 1.0 and "1" are the same one. Raises ConfigError for what is none."""
+    if isinstance(label, (dict, list)) or label is None:
+        raise ConfigError(f"data.columns.label: {label!r}; allowed: text, a number, true or false, or a list of them")
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
     return str(label).lower() if isinstance(label, bool) else str(label)
 
 

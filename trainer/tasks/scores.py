@@ -38,8 +38,9 @@ def multi_label(truth: Ints, predicted: Ints, labels: Sequence[str]) -> Score:
 def tags(truth: Sequence[list[str]], predicted: Sequence[list[str]], labels: Sequence[str]) -> Score:
     """Of tags such as B-PER: of whole entities, by seqeval's rules, as conlleval has them; of others by scikit-learn, a word at a time."""
     flat = [np.array([tag for sentence in side for tag in sentence]) for side in (truth, predicted)]
-    figures = {"accuracy": float((flat[0] == flat[1]).mean())}
-    if any(label[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for label in labels):
+    figures = {"accuracy": float((flat[0] == flat[1]).mean()) if len(flat[0]) else 0.0}
+    entities = [label for label in labels if label[:2] in ("B-", "I-", "E-", "S-", "L-", "U-")]
+    if entities and {*labels} <= {*entities, "O"}:
         from seqeval import metrics
 
         named = {"precision": metrics.precision_score, "recall": metrics.recall_score, "f1": metrics.f1_score}

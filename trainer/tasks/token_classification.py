@@ -53,6 +53,8 @@ class TokenClassification(Labelled):
         counts: Counter[str] = Counter()
         for number, example in enumerate(examples):
             counts.update(tags_of(example, number))
+        if not counts:
+            raise ConfigError("data.columns.tags: no training example has a tag; give examples with words")
         return {"labels": list(self.labels) if self.labels else in_order(set(counts)), "commonest": counts.most_common(1)[0][0]}
 
     def encode(

@@ -2,7 +2,7 @@
 
 Every kill is a SIGKILL of the whole job, as when a machine is lost; the next launch goes on from what lies on the disk, where asked for
 under another strategy and on another number of processes. At the same placement the weights must be equal to the last bit on a CPU; at
-others they may be as far apart as two uninterrupted runs under two of these placements are, which is measured.
+others they may be five times as far apart as two uninterrupted runs under two of these placements are, which is measured.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.choices import ConfigError
 from trainer.options import option, parse
@@ -27,6 +28,8 @@ class Options:
             raise ConfigError(f"device: {self.device!r}; allowed: cpu, cuda")
         if not self.output.endswith((".jsonl", ".csv")):
             raise ConfigError(f"output: {self.output}; allowed: a file ending in .jsonl or .csv")
+        if not Path(self.output).parent.is_dir():
+            raise ConfigError(f"output: {self.output}: there is no folder {Path(self.output).parent}; make it, or name another")
         if self.batch_tokens < 1:
             raise ConfigError(f"batch_tokens: {self.batch_tokens}; at least 1")
 
@@ -36,8 +39,6 @@ def run(words: list[str]) -> int:
     options = parse(words, Options, "predict")
     if options is None:
         return 0
-    from pathlib import Path
-
     import torch
 
     from trainer.front_door import console, finished
