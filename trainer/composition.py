@@ -82,6 +82,7 @@ def to_config(tree: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
     assert isinstance(config, Config)
+    config.strategy.composed(config)
     return config
 
 

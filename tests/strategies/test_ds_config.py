@@ -1,6 +1,7 @@
 """An existing ds_config.json at composition: translated, shown, and refused where it cannot be kept."""
 
 import json
+import os
 
 import pytest
 
@@ -115,7 +116,14 @@ def test_every_value_reaches_the_key_that_stands_for_it_and_is_shown(written, ca
     ({"zero_optimization": {"stage": 0, "cpu_offload": True}}, [], "cpu_offload: true; stage 0 cannot, allowed: stage 1, 2, 3"),
     ({"zero_optimization": {"stage": 4}}, [], r"zero_optimization\.stage: 4; allowed: 0, 1, 2, 3"),
     ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, [], "param.device: cpu; stage 2 cannot, allowed: stage 3"),
-    ({"data_types": {"grad_accum_dtype": "bf16"}}, [], r"data_types\.grad_accum_dtype: bf16; gradients are summed in fp32"),
+    ({"zero_optimization": True}, [], "zero_optimization: true; allowed: an object"),
+    ({"bf16": True}, [], "bf16: true; allowed: an object"),
+    ({"zero_optimization": {"stage": [1]}}, [], r"zero_optimization\.stage: \[1\]; allowed: 0"),
+    ({"optimizer": {"params": {"betas": [0.9]}}}, [], r"params\.betas: \[0\.9\]; allowed: two numbers"),
+    ({"zero_optimizaton": {"stage": 2}}, [], "zero_optimizaton: DeepSpeed has no such key; did you mean 'zero_optimization'"),
+    ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 50}}}, [], "warmup_num_steps: 50; .* below the 10 steps"),
+    ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": [5]}}}, [], r"warmup_num_steps: \[5\]; allowed: a whole"),
+    ({"data_types": {"grad_accum_dtype": "bf16"}}, [], r"data_types\.grad_accum_dtype: bf16; .*gradients are summed in fp32"),
 ])  # fmt: skip
 def test_b16_what_cannot_be_kept_is_refused_with_its_key(change, words, message, written):
     with pytest.raises(ConfigError, match=message):
@@ -148,3 +156,42 @@ def test_a_file_that_is_not_there_or_no_json(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
         translated([f"strategy.ds_config={tmp_path / 'bad.json'}"])
+
+
+def test_what_is_null_is_not_there_and_what_is_left_out_is_shown(written, capsys):
+    config = compose("steps=10", written({
+        "bf16": None, "zero_optimization": None, "optimizer": {"type": "Adam", "params": None}, "gradient_accumulation_steps": "auto",
+        "flops_profiler": {"enabled": False}, "data_types": {"grad_accum_dtype": "fp32"}, "fp16": {"enabled": False, "hysteresis": 2},
+        "train_batch_size": "auto",
+    }))  # fmt: skip
+    assert (config.strategy.name, config.optim.name, config.precision.name) == ("ddp", "adamw", "fp32")
+    told = capsys.readouterr().err
+    for line in (
+        "gradient_accumulation_steps: auto → left out: left to Shardloom",
+        "train_batch_size: auto → left out: left to Shardloom",
+        "flops_profiler: {enabled:false} → left out: it is not enabled",
+        "data_types.grad_accum_dtype: fp32 → left out: the framework's own",
+        "fp16.hysteresis: 2 → left out: fp16 is not enabled",
+    ):
+        assert line in told
+
+
+@pytest.mark.parametrize(("option", "message"), [
+    ("foo=3", r"options\.foo: DeepSpeed has no such key.*; allowed: .*aio"),
+    ("wall_clock_breakdwn=true", "did you mean 'wall_clock_breakdown'"),
+    ("zero_optimization=true", "zero_optimization: True; allowed: a section"),
+    ("zero_optimization.foo=3", r"options\.zero_optimization\.foo: DeepSpeed has no such key.*; allowed: .*overlap_comm"),
+    ("zero_optimization.overlap_com=true", "did you mean 'overlap_comm'"),
+    ("zero_optimization.overlap_comm=3", r"options\.zero_optimization\.overlap_comm: 3; Input should be a valid boolean"),
+    ("zero_optimization.offload_optimizer.pin_memry=true", "offload_optimizer.pin_memry: .* did you mean 'pin_memory'.*; allowed: buffer"),
+])  # fmt: skip
+def test_b16_an_option_that_deepspeed_does_not_know_is_refused_when_composed(option, message):
+    with pytest.raises(ConfigError, match=message):
+        compose("steps=10", "strategy=zero2", "strategy.offload_optimizer=cpu", f"strategy.options.{option}")
+
+
+def test_options_are_looked_up_under_either_name_and_leave_the_environment(monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    for name in ("stage3_prefetch_bucket_size", "prefetch_bucket_size"):
+        assert compose("steps=10", "strategy=zero3", f"strategy.options.zero_optimization.{name}=1000000").strategy.options
+    assert "DS_ACCELERATOR" not in os.environ

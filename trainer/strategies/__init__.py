@@ -36,6 +36,9 @@ class Strategy(Choice, group="strategy", role="placement"):
     def fits(self, processes: int, per_node: int) -> None:
         """Raise ConfigError where the options do not fit so many processes, of them so many on a node; before launch."""
 
+    def composed(self, config: Config) -> None:
+        """Raise ConfigError for what takes long to look up: once, where a run is composed, and not again in its ranks."""
+
     def place(self, module: nn.Module, weights: Read, build_optimizer: BuildOptimizer, config: Config, world: World) -> Placement:
         """Put a task's module and its optimizer on the devices of this world; the optimizer has those that require gradients, no others.
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.choices import ConfigError
+from trainer.choices import ConfigError, nearest, whole_number
+from trainer.strategies.options import TOP_LEVEL
 
 KEY = "strategy.ds_config"
 _STRATEGIES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
@@ -28,7 +29,6 @@ _OURS = {
     "zero_force_ds_cpu_optimizer": "the optimizer is the one that optim names",
     "prescale_gradients": "gradients are summed in fp32",
     "communication_data_type": "gradients are summed in fp32",
-    "data_types.grad_accum_dtype": "gradients are summed in fp32",
     "fp16.auto_cast": "products are fp16 by autocast",
     "fp16.loss_scale": "the loss scale is dynamic",
     "fp16.initial_scale_power": "the loss scale begins at 2^16",
@@ -62,6 +62,9 @@ _REFUSED = {
     "checkpoint": "checkpoints are Shardloom's own; see the checkpoint group",
     "activation_checkpointing": "set recompute.every=1 instead",
 }
+# Sections of older files, which may stand there switched off.
+_OLD = ("elasticity", "eigenvalue", "nebula", "quantize_training", "sparse_gradients")
+_SECTION = 'an object, such as {"key": "value"}, or null'
 
 
 @dataclass(frozen=True)
@@ -116,63 +119,109 @@ def _read(path: str) -> dict[str, Any]:
 def _translations(content: dict[str, Any], given: dict[str, str]) -> Iterator[Translation]:
     """What becomes of each key of the file."""
     content = dict(content)
-    zero, stage = dict(content.pop("zero_optimization", {})), 0
+    known = {*TOP_LEVEL, *_OLD, *(key for key in _REFUSED if "." not in key)}
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"{KEY}: {key}: DeepSpeed has no such key{nearest(key, known)}; allowed: {', '.join(TOP_LEVEL)}")
+    zero = _section(content, "zero_optimization")
     stage = zero.pop("stage", 0)
-    if stage not in _STRATEGIES:
-        raise ConfigError(f"{KEY}: zero_optimization.stage: {stage!r}; allowed: 0, 1, 2, 3")
+    if type(stage) is not int or stage not in _STRATEGIES:
+        raise ConfigError(f"{KEY}: zero_optimization.stage: {_word(stage)}; allowed: 0, 1, 2, 3")
     yield Translation(f"zero_optimization.stage: {stage}", f"strategy={_STRATEGIES[stage]}")
     yield from _precision(content)
-    yield from _optimizer(content.pop("optimizer", {}))
-    yield from _scheduler(content.pop("scheduler", {}), given)
+    yield from _optimizer(_section(content, "optimizer"))
+    yield from _scheduler(_section(content, "scheduler"), given)
     for key, ours in (("train_batch_size", "global_batch"), ("train_micro_batch_size_per_gpu", "micro_batch")):
-        value = content.pop(key, "auto")
-        if value != "auto":
+        if _silent(content.get(key, 0)):
+            yield _left_out(key, content.pop(key))
+        elif key in content:
+            value = content.pop(key)
             yield Translation(f"{key}: {value}", f"{ours}={value}")
-    clip = content.pop("gradient_clipping", "auto")
-    if clip != "auto":
+    clip = content.pop("gradient_clipping", "absent")
+    if clip == "auto":
+        yield _left_out("gradient_clipping", clip)
+    elif clip != "absent":
         yield Translation(f"gradient_clipping: {clip}", f"optim.max_norm={clip or 'null'}")
     yield from _offload(zero, stage)
-    data_types = content.pop("data_types", {})
-    if data_types.get("grad_accum_dtype", "fp32") not in ("auto", "fp32", None):
-        raise ConfigError(f"{KEY}: data_types.grad_accum_dtype: {data_types['grad_accum_dtype']}; gradients are summed in fp32, remove it")
+    for key, value in _section(content, "data_types").items():
+        if key.endswith("_dtype") and not _silent(value) and value != "fp32":
+            raise ConfigError(f"{KEY}: data_types.{key}: {value}; weights are fp32 and gradients are summed in fp32, remove it")
+        yield _left_out(f"data_types.{key}", value, "" if _silent(value) else "the framework's own")
     yield from _passed_on(content, "", stage)
     yield from _passed_on(zero, "zero_optimization.", stage)
 
 
+def _section(holder: dict[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """An object, taken out of the one that holds it. One that is null, or left to us, is as one that is not there."""
+    value = holder.pop(name, None)
+    if _silent(value):
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{KEY}: {prefix}{name}: {_word(value)}; allowed: {_SECTION}")
+    return dict(value)
+
+
+def _silent(value: Any) -> bool:
+    """Whether a value says nothing."""
+    return value is None or value == "auto"
+
+
+def _left_out(source: str, value: Any, why: str = "") -> Translation:
+    return Translation(f"{source}: {value if isinstance(value, str) else _word(value)}", note=f"left out: {why or 'left to Shardloom'}")
+
+
 def _precision(content: dict[str, Any]) -> Iterator[Translation]:
-    parts = {name: dict(content.pop(key, {})) for name, key in (("bf16", "bf16"), ("fp16", "fp16"))}
-    parts["bf16"] |= content.pop("bfloat16", {})  # its name in older files
+    old = _section(content, "bfloat16")  # the name of bf16 in older files
+    parts = {"bf16": _section(content, "bf16") | old, "fp16": _section(content, "fp16")}
     asked = [name for name, part in parts.items() if part.get("enabled") is True]
     if len(asked) > 1:
         raise ConfigError(f"{KEY}: bf16.enabled and fp16.enabled are both true; leave one of them")
-    told = any(part.get("enabled", "auto") != "auto" for part in parts.values())
-    if told:
+    for name, part in parts.items():
+        if not (_silent(part.get("enabled")) or isinstance(part["enabled"], bool)):
+            raise ConfigError(f"{KEY}: {name}.enabled: {_word(part['enabled'])}; allowed: true, false, auto")
+    if any(not _silent(part.get("enabled")) for part in parts.values()):
         name = asked[0] if asked else "fp32"
         yield Translation(f"{name}.enabled: true" if asked else "bf16.enabled, fp16.enabled: false", f"precision={name}")
-    if parts["fp16"].get("loss_scale", 0) not in (0, "auto"):
-        raise ConfigError(f"{KEY}: fp16.loss_scale: {parts['fp16']['loss_scale']}; the loss scale is dynamic, set 0 or remove it")
-    for key, value in parts["fp16"].items() if "fp16" in asked else ():
-        if key != "enabled" and value != "auto":
-            yield Translation(f"fp16.{key}: {value}", note=_OURS.get(f"fp16.{key}", "the loss scale is Shardloom's own"))
+    scale = parts["fp16"].get("loss_scale", 0)
+    if scale != 0 and not _silent(scale):
+        raise ConfigError(f"{KEY}: fp16.loss_scale: {scale}; the loss scale is dynamic, set 0 or remove it")
+    for name, part in parts.items():
+        for key, value in part.items():
+            source = f"{name}.{key}"
+            if _silent(value):
+                yield _left_out(source, value)
+            elif key != "enabled" and name not in asked:
+                yield _left_out(source, value, f"{name} is not enabled")
+            elif key != "enabled" and source in _OURS:
+                yield Translation(f"{source}: {_word(value)}", note=_OURS[source])
+            elif key != "enabled":
+                yield _left_out(source, value, "precision is Shardloom's own")
 
 
 def _optimizer(section: dict[str, Any]) -> Iterator[Translation]:
     if not section:
         return
-    name, params = str(section.get("type", "AdamW")), dict(section.get("params", {}))
+    name, params = str(section.get("type", "AdamW")), _section(section, "params", "optimizer.")
     ours = _OPTIMIZERS.get(name.lower())
     if ours is None:
         raise ConfigError(f"{KEY}: optimizer.type: {name}; allowed: {', '.join(sorted(_OPTIMIZERS))}; leave it out and set optim=…")
-    if name.lower() == "adam" and params.pop("adam_w_mode", True) is False:
-        raise ConfigError(f"{KEY}: optimizer.params.adam_w_mode: false; decay is decoupled here, set it to true or leave it out")
     yield Translation(f"optimizer.type: {name}", f"optim={ours}")
-    params.pop("torch_adam", None)  # whose kernel computes it
-    betas = params.pop("betas", "auto")
-    if betas != "auto":
+    if name.lower() == "adam" and "adam_w_mode" in params:
+        if params["adam_w_mode"] is False:
+            raise ConfigError(f"{KEY}: optimizer.params.adam_w_mode: false; decay is decoupled here, set it to true or leave it out")
+        yield _left_out("optimizer.params.adam_w_mode", params.pop("adam_w_mode"), "decay is decoupled")
+    if "torch_adam" in params:
+        yield _left_out("optimizer.params.torch_adam", params.pop("torch_adam"), "the kernel is PyTorch's")
+    betas = params.get("betas")
+    if not _silent(betas):
+        if not (isinstance(betas, list) and len(betas) == 2):
+            raise ConfigError(f"{KEY}: optimizer.params.betas: {_word(betas)}; allowed: two numbers, such as [0.9, 0.999]")
+        del params["betas"]
         params |= {"beta1": betas[0], "beta2": betas[1]}
     known = {"lr", "weight_decay", "beta1", "beta2", "eps", "momentum", "nesterov"}
     for key, value in params.items():
-        if value == "auto":
+        if _silent(value):
+            yield _left_out(f"optimizer.params.{key}", value)
             continue
         if key not in known:
             raise ConfigError(f"{KEY}: optimizer.params.{key}: {value}; there is no such option of optim={ours}; remove it")
@@ -182,31 +231,37 @@ def _optimizer(section: dict[str, Any]) -> Iterator[Translation]:
 def _scheduler(section: dict[str, Any], given: dict[str, str]) -> Iterator[Translation]:
     if not section:
         return
-    name, params = str(section.get("type")), {key: value for key, value in section.get("params", {}).items() if value != "auto"}
+    name, params = str(section.get("type")), _section(section, "params", "scheduler.")
     ours = _SCHEDULES.get(name)
     if ours is None:
         raise ConfigError(f"{KEY}: scheduler.type: {name}; allowed: {', '.join(_SCHEDULES)}; leave it out and set schedule=…")
     yield Translation(f"scheduler.type: {name}", f"schedule={ours}")
+    for key in [key for key, value in params.items() if _silent(value)]:
+        yield _left_out(f"scheduler.params.{key}", params.pop(key))
+    for key in {"total_num_steps", "warmup_num_steps"} & params.keys():
+        params[key] = whole_number(f"{KEY}: scheduler.params.{key}", params[key])
     total = params.pop("total_num_steps", None)
     if total is not None:
         yield Translation(f"scheduler.params.total_num_steps: {total}", f"steps={total}")
     warmup = params.pop("warmup_num_steps", None)
     if warmup is not None:
         steps = total or (int(given["steps"]) if given.get("steps", "").isdigit() else None)
-        if steps is None:
+        if not steps:
             raise ConfigError(
                 f"{KEY}: scheduler.params.warmup_num_steps: {warmup}; a warm-up is a share of the budget here, so give steps=…"
             )
+        if not 0 <= warmup < steps:
+            raise ConfigError(f"{KEY}: scheduler.params.warmup_num_steps: {warmup}; allowed: from 0 to below the {steps} steps of the run")
         yield Translation(f"scheduler.params.warmup_num_steps: {warmup}", f"schedule.warmup={warmup / steps:.6g}", f"of {steps} steps")
-    for low in ("warmup_min_lr", "warmup_min_ratio"):
-        if params.pop(low, 0):
-            raise ConfigError(f"{KEY}: scheduler.params.{low}: a warm-up begins at 0 here; set 0 or remove it")
+    for low in {"warmup_min_lr", "warmup_min_ratio"} & params.keys():
+        if value := params.pop(low):
+            raise ConfigError(f"{KEY}: scheduler.params.{low}: {value}; a warm-up begins at 0 here; set 0 or remove it")
+        yield _left_out(f"scheduler.params.{low}", 0, "so it is")
     if (peak := params.pop("warmup_max_lr", None)) is not None:
         yield Translation(f"scheduler.params.warmup_max_lr: {peak}", f"optim.lr={peak}")
     if (least := params.pop("cos_min_ratio", None)) is not None:
         yield Translation(f"scheduler.params.cos_min_ratio: {least}", f"schedule.min_factor={least}")
-    shape = params.pop("warmup_type", "log")
-    if shape != "linear":
+    if (shape := params.pop("warmup_type", None)) is not None:
         yield Translation(f"scheduler.params.warmup_type: {shape}", note="the warm-up is linear here")
     for key, value in params.items():
         raise ConfigError(f"{KEY}: scheduler.params.{key}: {value}; there is no such option of schedule={ours}; remove it")
@@ -214,19 +269,23 @@ def _scheduler(section: dict[str, Any], given: dict[str, str]) -> Iterator[Trans
 
 def _offload(zero: dict[str, Any], stage: int) -> Iterator[Translation]:
     for section, (old, ours, stages) in _OFFLOADS.items():
-        given, source = dict(zero.pop(section, None) or {}), f"zero_optimization.{section}"
-        before = zero.pop(old, False) is True
-        device = given.pop("device", "cpu" if before else "none")
-        if device in ("none", "auto"):
+        source, there = f"zero_optimization.{section}", section in zero
+        given, before = _section(zero, section, "zero_optimization."), zero.pop(old, None)
+        device = given.pop("device", "cpu" if before is True else "none")
+        if _silent(device) or device == "none":
+            if there:
+                yield _left_out(f"{source}.device", device, "nothing is offloaded")
+            if before is not None:
+                yield _left_out(f"zero_optimization.{old}", before, "nothing is offloaded")
             continue  # what else the section says is of no use then
-        told = f"zero_optimization.{old}: true" if before else f"{source}.device: {device}"
+        told = f"zero_optimization.{old}: true" if before is True else f"{source}.device: {device}"
         if stage not in stages:
             raise ConfigError(f"{KEY}: {told}; stage {stage} cannot, allowed: stage {', '.join(map(str, stages))}; remove it from the file")
         if device != "cpu":
             raise ConfigError(f"{KEY}: {told}; allowed: none, cpu")
         yield Translation(told, f"{ours}={device}")
         if given.get("ratio") == 1.0:
-            del given["ratio"]
+            yield _left_out(f"{source}.ratio", given.pop("ratio"), "so it is")
         yield from _passed_on(given, f"{source}.", stage)
 
 
@@ -234,7 +293,11 @@ def _passed_on(section: dict[str, Any], prefix: str, stage: int) -> Iterator[Tra
     """What no key of ours stands for."""
     for key, value in section.items():
         source = f"{prefix}{key}"
-        if value in ("auto", None) or (isinstance(value, dict) and (not value or value.get("enabled") is False)):
+        if _silent(value) or value == {}:
+            yield _left_out(source, value)
+            continue
+        if isinstance(value, dict) and value.get("enabled") is False:
+            yield _left_out(source, value, "it is not enabled")
             continue
         if source in _REFUSED and value is not False:
             raise ConfigError(f"{KEY}: {source}: {_REFUSED[source]}; remove it from the file")
@@ -252,6 +315,8 @@ def _option(source: str, value: Any) -> Translation:
 
 def _word(value: Any) -> str:
     """A value as Hydra reads it."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):

@@ -44,6 +44,9 @@ class Zero(Strategy):
             raise ConfigError(
                 f"strategy.ds_config: {self.ds_config}; it is translated where it stands on the command line, no file may hold it"
             )
+        zero = _section(self.options, "zero_optimization")
+        for section in _OFFLOADS:
+            _section(zero, section, "zero_optimization.")
         for key in dotted(self.options):
             if key in _TAKEN:
                 instead = f"; set {_TAKEN[key]}" if _TAKEN[key] else ""
@@ -52,11 +55,20 @@ class Zero(Strategy):
                     "options is for keys of DeepSpeed's configuration that the framework does not name"
                 )
         for section in _OFFLOADS:
-            if section in self.options.get("zero_optimization", {}) and section not in self.offloads():
+            if section in zero and section not in self.offloads():
                 raise ConfigError(
                     f"strategy.options: zero_optimization.{section} says how to offload what is not offloaded; "
                     f"remove it, or set {_OFFLOADS[section]}=cpu"
                 )
+
+    def composed(self, config: Config) -> None:
+        if self.options:
+            import torch
+
+            from trainer.strategies.options import refuse_unknown
+
+            cuda = config.device.kind != "cpu" and torch.cuda.is_available()
+            refuse_unknown(self.options, self.partitioning(), _TAKEN, "cuda" if cuda else "cpu")
 
     def offloads(self) -> dict[str, dict[str, Any]]:
         """DeepSpeed's section of each part of the state that is offloaded."""
@@ -76,10 +88,14 @@ class Zero(Strategy):
         options, autocast = dict(self.options), config.precision.autocast
         # With no module safe for lower precision, autocast leaves gradients and their reduction in fp32.
         torch_autocast = {"enabled": autocast is not None, "dtype": autocast or "bfloat16", "lower_precision_safe_modules": []}
+        options.pop("zero_optimization", None)
+        return OWN | {"torch_autocast": torch_autocast, "zero_optimization": self.partitioning()} | options
+
+    def partitioning(self) -> dict[str, Any]:
+        """DeepSpeed's `zero_optimization`."""
         # Buckets of 200 MB: the default of 2 GB is allocated whole, whatever the size of the model.
-        zero = {"stage": self.stage, "reduce_bucket_size": 50_000_000} | self.own() | options.pop("zero_optimization", {})
-        zero |= {section: zero.get(section, {}) | own for section, own in self.offloads().items()}
-        return OWN | {"torch_autocast": torch_autocast, "zero_optimization": zero} | options
+        zero = {"stage": self.stage, "reduce_bucket_size": 50_000_000} | self.own() | self.options.get("zero_optimization", {})
+        return zero | {section: zero.get(section, {}) | own for section, own in self.offloads().items()}
 
     def own(self) -> dict[str, Any]:
         """What a stage sets in `zero_optimization`, unless `options` has it."""
@@ -159,6 +175,7 @@ _TAKEN = dict.fromkeys(OWN, "") | {
     "scheduler": "schedule",
     "torch_autocast": "precision",
     "bf16": "precision",
+    "bfloat16": "precision",
     "fp16": "precision",
     "amp": "precision",
     "zero_optimization.stage": "strategy=zero1, zero2 or zero3",
@@ -178,3 +195,10 @@ def dotted(options: dict[str, Any], prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if isinstance(value, dict):
             yield from dotted(value, f"{prefix}{key}.")
+
+
+def _section(options: dict[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    section = options.get(name, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"strategy.options.{prefix}{name}: {section!r}; allowed: a section, such as {{key: value}}")
+    return section
