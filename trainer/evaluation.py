@@ -47,7 +47,8 @@ class HeldOut:
         Those of a named set are `eval_<name>_…` as well; of the run's own data `eval_loss`, `eval_<term>_loss` and the task's metrics.
         """
         measured = {source: measure(self.placement, self.task, loader, device) for source, loader in self.loaders.items()}
-        scored = {source: self._scored(source, one.predictions) for source, one in measured.items()}
+        predicts = isinstance(self.task, Labelled)
+        scored = {source: self._scored(source, one.predictions) for source, one in measured.items() if predicts}
         found: dict[str, Any] = {}
         for group, part in self.parts.items():
             mine = [source for source in measured if not group or f"{source}.".startswith(f"{group}.")]
