@@ -107,7 +107,9 @@ class ClassificationModule(ExampleModule):
     def __init__(self, model: PreTrainedModel, problem: str, weights: list[float] | None, smoothing: float):
         super().__init__(model)
         self.problem, self.smoothing = problem, smoothing
-        self.weights = None if weights is None else torch.tensor(weights)
+        # A buffer, to lie on the device when a step needs it.
+        self.weights: Tensor | None
+        self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         logits = self.outputs(batch).logits.float().index_select(0, batch.inputs["classification_index"])
@@ -117,9 +119,8 @@ class ClassificationModule(ExampleModule):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Summed over examples. logits: `[examples, labels]`; targets: `[examples]` labels, or `[examples, labels]` values."""
         if self.problem == "single_label_classification":
-            weights = None if self.weights is None else self.weights.to(logits.device, non_blocking=True)
             smoothing = self.smoothing if self.training else 0.0
-            return F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+            return F.cross_entropy(logits, targets, self.weights, reduction="sum", label_smoothing=smoothing)
         if self.problem == "multi_label_classification":
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1).sum()
         return F.mse_loss(logits, targets, reduction="none").mean(-1).sum()
