@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from trainer.atomic import write_json
 from trainer.data.batches import Batches
 from trainer.data.corpus import Corpus, open_corpus
 from trainer.data.loading import Loader
 from trainer.data.order import Order
+from trainer.data.tokenizer_files import load_tokenizer
 from trainer.exchange import gather, spread
 from trainer.strategies import Placement
 from trainer.tasks import Task
@@ -46,8 +48,9 @@ class HeldOut:
 
         Those of a named set are `eval_<name>_…` as well; of the run's own data `eval_loss`, `eval_<term>_loss` and the task's metrics.
         """
-        measured = {source: measure(self.placement, self.task, loader, device) for source, loader in self.loaders.items()}
         predicts = isinstance(self.task, Labelled)
+        tokenizer = load_tokenizer(self.corpus.tokenizer_path) if predicts else None
+        measured = {source: measure(self.placement, self.task, loader, device, tokenizer) for source, loader in self.loaders.items()}
         scored = {source: self._scored(source, one.predictions) for source, one in measured.items() if predicts}
         found: dict[str, Any] = {}
         for group, part in self.parts.items():
@@ -121,8 +124,8 @@ class Measured:
     predictions: dict[int, Any]
 
 
-def measure(placement: Placement, task: Task, loader: Loader, device: torch.device) -> Measured:
-    """Evaluate a module on all samples of a loader; entered by every rank."""
+def measure(placement: Placement, task: Task, loader: Loader, device: torch.device, tokenizer: Any = None) -> Measured:
+    """Evaluate a module on all samples of a loader; entered by every rank. tokenizer: what reads the predictions of examples."""
     module = placement.module
     was_training = module.training
     module.eval()
@@ -141,14 +144,18 @@ def measure(placement: Placement, task: Task, loader: Loader, device: torch.devi
                     values = torch.stack([results[name].double() for name in names])
                     total = values if total is None else total + values
                     if isinstance(task, Labelled) and batch.rows:
-                        outputs = {name: value.float().cpu().numpy() for name, value in results.items() if value.dim()}
-                        predictions.update(zip(batch.rows, task.predictions(outputs), strict=True))
+                        predictions.update(zip(batch.rows, task.predictions(arrays(results), tokenizer), strict=True))
     finally:
         module.train(was_training)
     assert total is not None, "prepare refuses an empty held-out split"
     if placement.data_size > 1:
         dist.all_reduce(total)
     return Measured(dict(zip(names, total.tolist(), strict=True)), targets, predictions)
+
+
+def arrays(results: dict[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """What a module returned in evaluation mode that is no sum."""
+    return {name: (value.float() if value.is_floating_point() else value).cpu().numpy() for name, value in results.items() if value.dim()}
 
 
 def losses(task: Task, sums: dict[str, float], targets: dict[str, int]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from trainer.data.files import KINDS
 from trainer.data.opening import bare_name, lines_before
 from trainer.data.record_sources import Columns
 from trainer.data.segments import Flaw, cut_out
+from trainer.evaluation import arrays
 from trainer.export import LEARNED, load_exported
 from trainer.tasks import Field
 from trainer.tasks.labelled import Labelled, Row
@@ -57,8 +58,7 @@ class Predictor:
             batch = self.task.batch(sections, np.ones(len(members), np.bool_), self.learned)
             with torch.no_grad():
                 outputs = self.module(batch.to(self.device))
-            plain = {name: value.float().cpu().numpy() for name, value in outputs.items() if value.dim()}
-            for number, prediction in zip(members, self.task.predictions(plain), strict=True):
+            for number, prediction in zip(members, self.task.predictions(arrays(outputs), self.tokenizer), strict=True):
                 found[number] = prediction
         by_example: list[list[Any]] = [[] for _ in examples]
         for row, prediction in zip(rows, found, strict=True):

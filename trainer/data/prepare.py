@@ -213,7 +213,9 @@ class _Preparing:
         if not self.config.task.fields:
             return {}
         corpora = [Corpus(self.corpus(text)[0]) for text in self.texts.values()]
-        return self.config.task.learn(example for corpus in corpora for example in corpus.records(TRAIN))
+        learned = self.config.task.learn(example for corpus in corpora for example in corpus.records(TRAIN))
+        # What an example becomes may differ with what reads it: an encoder and a decoder, or a decoder alone.
+        return {"objective": self.config.objective, **learned}
 
     def sample(self, size: int | None) -> Iterator[str]:
         """Training text, about `size` bytes of it, of each source its share; None: as much as the shares allow."""

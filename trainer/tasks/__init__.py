@@ -115,7 +115,8 @@ class Task(Choice, group="task"):
         return self.tokenizer_kind, self.sentences
 
     def learn(self, examples: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """What must be known of all training examples before any of them becomes a row, as plain values: kept as `corpus.learned`."""
+        """What must be known of all training examples before any of them becomes a row, as plain values: kept as `corpus.learned`,
+        beside `objective`, the head that the model has."""
         return {}
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:

@@ -150,7 +150,7 @@ class Classification(Labelled):
             weights = [sum(counts) / (len(counts) * max(1, count)) for count in counts]
         return ClassificationModule(model, problem_type(learned), weights, self.label_smoothing)
 
-    def predictions(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
+    def predictions(self, outputs: Mapping[str, NDArray[Any]], tokenizer: PreTrainedTokenizerFast) -> Sequence[Any]:
         found: list[Any] = outputs["logits"].tolist()
         return found
 

@@ -101,7 +101,7 @@ class Labelled(Task):
         """
         raise NotImplementedError
 
-    def predictions(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
+    def predictions(self, outputs: Mapping[str, NDArray[Any]], tokenizer: PreTrainedTokenizerFast) -> Sequence[Any]:
         """What the module says of each row that is scored, as plain values. outputs: those of its results in evaluation mode that are no
         sums."""
         raise NotImplementedError

@@ -104,7 +104,7 @@ class TokenClassification(Labelled):
 
         return TaggingModule(model, self.label_smoothing)
 
-    def predictions(self, outputs: Mapping[str, NDArray[Any]]) -> Sequence[Any]:
+    def predictions(self, outputs: Mapping[str, NDArray[Any]], tokenizer: PreTrainedTokenizerFast) -> Sequence[Any]:
         """Of each row the pairs (word, tag)."""
         borders = np.cumsum(outputs["sizes"].astype(np.int64))[:-1]
         pairs = np.stack([outputs["words"], outputs["predicted"]], axis=1).astype(np.int64)
