@@ -32,6 +32,10 @@ class Settings:
     fingerprint: str | None = None
     eval_sets: list[EvalSet] = field(default_factory=list)
 
+    @property
+    def objective(self) -> str:
+        return self.task.objective_on(self.model)
+
 
 def prepared(data: Source, **settings: Any) -> Corpus:
     """Prepare and open."""

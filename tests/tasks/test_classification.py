@@ -192,8 +192,8 @@ def test_b14_a_missing_column_names_those_that_there_are(tmp_path):
         ready(tmp_path, examples, examples, "data.columns.text=body", "data.columns.label=sort")
     with pytest.raises(ConfigError, match=r"train\.jsonl:2.*nothing in column 'label'.*on_error=skip"):
         ready(tmp_path, [{"text": "a", "label": "x"}, {"text": "b"}], [{"text": "c", "label": "x"}])
-    with pytest.raises(ConfigError, match=r"data=stdlib: it holds text without labels.*jsonl"):
-        loops.ready(tmp_path, tmp_path, *TINY, "data=stdlib", sizes=())
+    with pytest.raises(ConfigError, match=r"data=text: it holds text without labels.*jsonl"):
+        loops.ready(tmp_path, loops.write_texts(tmp_path), *TINY, sizes=())
 
 
 def test_examples_that_are_held_out_and_trained_on_are_told(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What counting alone can do: the accuracy that a masked language model must beat."""
+"""What counting alone can do: the figures that a masked language model, or one that learns from examples, must beat."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from trainer.data.claims import made_once
 
 if TYPE_CHECKING:
     from trainer.data.corpus import Corpus
+    from trainer.tasks.labelled import Labelled
 
 NAME = "baselines.json"
 _BLOCK = 1 << 22
@@ -31,6 +32,23 @@ def neighbour_accuracy(corpus: Corpus) -> float:
         if claim:
             write_json(claim.aside, _counted(corpus))
     return float(max(json.loads(path.read_text()).values()))
+
+
+def guessed(task: Labelled, corpus: Corpus) -> dict[str, float]:
+    """Figures of a task where all that is known is what is commonest, over all held-out examples; counted once and kept beside the rows."""
+    from trainer.tasks.labelled import Scored
+
+    assert corpus.rows_path is not None
+    path = corpus.rows_path / NAME
+    with made_once(path, lambda waiting: None) as claim:
+        if claim:
+            examples = [example for part in corpus.named().values() if not part.members for example in part.records("eval")]
+            guesses = [(example, task.guess(example, corpus.learned)) for example in examples]
+            scored = [Scored(example, guess) for example, guess in guesses if guess is not None]
+            figures = task.score(scored, corpus.learned).figures if scored else {}
+            write_json(claim.aside, {f"baseline_{key}": value for key, value in figures.items()})
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
 
 
 def _counted(corpus: Corpus) -> dict[str, float]:

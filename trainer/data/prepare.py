@@ -125,7 +125,7 @@ class _Preparing:
         Raises ConfigError where nothing is left."""
         with named(key):
             with self.report.doing("looking for files"):
-                listing = source.listing()
+                listing = source.listing_for(self.config.task)
             fetch_missing(listing, self.report)
             if listing.kind == "text" and (mistaken := records_as_text(listing.files)):
                 self.report.line(f"[yellow]warning:[/] {key}: {mistaken}")

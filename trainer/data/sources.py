@@ -105,6 +105,10 @@ class Source(Data):
         """The files, sorted. Raises ConfigError where there are none."""
         raise NotImplementedError
 
+    def listing_for(self, task: Task) -> Listing:
+        """The same for a task, where what it reads decides how files are parted."""
+        return self.listing()
+
     def layout(self, files: list[SourceFile]) -> Format:
         """How documents are cut out of these files. Raises ConfigError (B14) where they lack what is asked for."""
         raise NotImplementedError
@@ -121,20 +125,34 @@ class Source(Data):
 
 @choice
 class Stdlib(Source):
-    """The source of the running interpreter's standard library, parted by top-level package: text that every machine has."""
+    """The source of the running interpreter's standard library: text, or examples made of it by exact rules, that every machine has.
+
+    Text is parted by top-level package, examples by module (stdlib_examples.py).
+    """
 
     name: str = "stdlib"
-    held_out: float = identity(0.1, help="share of the bytes that is held out, as whole top-level packages")
+    held_out: float = identity(0.1, help="share of the bytes that is held out: of text whole top-level packages, of examples modules")
+    packages: list[str] = identity(default_factory=list, help="top-level packages and modules that are read; default: all")
 
     def listing(self) -> Listing:
         from trainer.data.stdlib import list_standard_library
 
-        return list_standard_library(self.held_out)
+        return list_standard_library(self.held_out, self.packages)
+
+    def listing_for(self, task: Task) -> Listing:
+        from trainer.data.stdlib import list_standard_library
+
+        return list_standard_library(self.held_out, self.packages, by_module=bool(task.fields))
 
     def layout(self, files: list[SourceFile]) -> Format:
         from trainer.data.text import TextFormat
 
         return TextFormat(Document.file)
+
+    def examples(self, files: list[SourceFile], fields: Mapping[str, Field]) -> Format:
+        from trainer.data.stdlib_examples import examples
+
+        return examples(files, fields)
 
 
 @dataclass

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sysconfig
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from trainer.choices import ConfigError
+from trainer.choices import ConfigError, nearest
 from trainer.data.sources import EVAL, TRAIN, Listing, SourceFile
 from trainer.streams import mix
 
@@ -17,29 +17,62 @@ _NEAR_COPY = 0.5
 _SHORTEST_LINE = 20
 
 
-def list_standard_library(held_out: float) -> Listing:
-    """Its modules, sorted, each with its split; near-copies are left out. held_out: share of the bytes.
+def root() -> Path:
+    """Where the library lies."""
+    return Path(sysconfig.get_paths()["stdlib"])
 
-    Raises ConfigError where the interpreter has no library in source form.
+
+def list_standard_library(held_out: float, packages: Sequence[str] = (), by_module: bool = False) -> Listing:
+    """Its modules, sorted, each with its split; near-copies are left out.
+
+    held_out: share of the bytes. packages: those that are read; none: all. by_module: held out are modules of every package, not whole
+    packages. Raises ConfigError where the interpreter has no library in source form, or no such package.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(path for path in root.rglob("*.py") if not _LEFT_OUT & set(path.relative_to(root).parts))
+    top = root()
+    files = sorted(path for path in top.rglob("*.py") if not _LEFT_OUT & set(path.relative_to(top).parts))
     if not files:
-        raise ConfigError(f"data=stdlib: no source files in {root}; this interpreter ships none, use data=text data.path=…")
+        raise ConfigError(f"data=stdlib: no source files in {top}; this interpreter ships none, use data=text data.path=…")
+    known = {top_level(path, top) for path in files}
+    for name in packages:
+        if name not in known:
+            raise ConfigError(f"data.packages: {name!r} is no package or module of the library in {top}{nearest(name, known)}")
+    files = [path for path in files if not packages or top_level(path, top) in packages]
     tables = {path for path in files if path.match("encodings/cp*.py")}
     near = near_copies(path for path in files if path not in tables) | tables
     kept = [path for path in files if path not in near]
-    packages: Counter[str] = Counter()
-    for path in kept:
-        packages[top_level(path, root)] += path.stat().st_size
-    chosen = choose_packages(packages, held_out)
-    listed = [SourceFile(str(path), EVAL if top_level(path, root) in chosen else TRAIN) for path in kept]
-    return Listing(listed, f"data=stdlib ({root})", {"near-copies": len(near)})
+    sizes = {path: path.stat().st_size for path in kept}
+    chosen = choose_modules(sizes, top, held_out) if by_module else _of_packages(sizes, top, held_out)
+    listed = [SourceFile(str(path), EVAL if path in chosen else TRAIN) for path in kept]
+    return Listing(listed, f"data=stdlib ({top})", {"near-copies": len(near)})
 
 
-def top_level(path: Path, root: Path) -> str:
+def top_level(path: Path, top: Path) -> str:
     """The top-level package or module that a file belongs to."""
-    return path.relative_to(root).parts[0].removesuffix(".py")
+    return path.relative_to(top).parts[0].removesuffix(".py")
+
+
+def _of_packages(sizes: Mapping[Path, int], top: Path, share: float) -> set[Path]:
+    """The files of whole packages that hold a share of the bytes."""
+    packages: Counter[str] = Counter()
+    for path, size in sizes.items():
+        packages[top_level(path, top)] += size
+    chosen = choose_packages(packages, share)
+    return {path for path in sizes if top_level(path, top) in chosen}
+
+
+def choose_modules(sizes: Mapping[Path, int], top: Path, share: float) -> set[Path]:
+    """Of every package modules that hold a share of its bytes, at least one of several; modules outside of packages are taken as one."""
+    members: dict[str, dict[str, int]] = defaultdict(dict)
+    for path, size in sizes.items():
+        within = path.relative_to(top)
+        members[within.parts[0] if len(within.parts) > 1 else ""][within.as_posix()] = size
+    chosen: set[Path] = set()
+    for modules in members.values():
+        found = choose_packages(modules, share)
+        if not found and len(modules) > 1:
+            found = {min(modules, key=lambda name: (modules[name], name))}
+        chosen |= {top / name for name in found}
+    return chosen
 
 
 def choose_packages(sizes: dict[str, int], share: float) -> set[str]:

@@ -84,7 +84,8 @@ class Classification(Labelled):
         if ignored and problem is not Problem.single_label:
             raise ConfigError(f"task.{ignored[0]}: of one label an example alone, and these are {problem.value}; leave it out")
         if problem is Problem.regression:
-            return {"problem": problem.value, "labels": ["value"], "counts": []}
+            mean = sum(float(value) * count for value, count in counts.items() if numbers([value])) / max(1, counts.total())
+            return {"problem": problem.value, "labels": ["value"], "counts": [], "mean": mean}
         labels = list(self.labels) if self.labels else in_order(set(counts))
         if not labels:
             raise ConfigError("data.columns.label: no training example has a label; give labels, or name them: 'task.labels=[…]'")
@@ -169,6 +170,13 @@ class Classification(Labelled):
             chances /= chances.sum()
             found = labels[int(logits.argmax())]
         return {"label": found, "scores": {label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)}}
+
+    def guess(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> list[Any] | None:
+        """The commonest label, or the mean of values."""
+        if learned["problem"] == Problem.regression.value:
+            return [[learned["mean"]]]
+        counts = learned["counts"]
+        return [np.eye(len(counts))[np.argmax(counts)].tolist()] if learned["problem"] == Problem.single_label.value else None
 
     def score(self, scored: Sequence[Scored], learned: Mapping[str, Any]) -> Score:
         logits = np.array([one.predictions[0] for one in scored])

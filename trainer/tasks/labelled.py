@@ -118,6 +118,16 @@ class Labelled(Task):
         """Figures of an evaluation, over all its examples."""
         raise NotImplementedError
 
+    def guess(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> list[Any] | None:
+        """Predictions for the rows of an example by whoever knows no more than what is commonest; None: there is no such guess."""
+        return None
+
+    def baselines(self, corpus: Corpus) -> dict[str, float]:
+        """`baseline_…`: the figures of guesses alone, over the held-out examples."""
+        from trainer.data.baselines import guessed
+
+        return guessed(self, corpus)
+
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         from trainer.data.tokenizer_files import load_tokenizer
 

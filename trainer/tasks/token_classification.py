@@ -119,6 +119,10 @@ class TokenClassification(Labelled):
         missing = OUTSIDE if OUTSIDE in learned["labels"] else learned["commonest"]
         return {"tags": [found.get(word, missing) for word in range(len(example["tokens"]))]}
 
+    def guess(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> list[Any]:
+        commonest = learned["labels"].index(learned["commonest"])
+        return [[(word, commonest) for word in range(len(example["tokens"]))]]
+
     def score(self, scored: Sequence[Scored], learned: Mapping[str, Any]) -> Score:
         truth = [tags_of(one.example, 0) for one in scored]
         predicted = [self.answer(one.example, one.predictions, learned)["tags"] for one in scored]

@@ -47,6 +47,8 @@ def baselines(figures: dict[str, Any]) -> dict[str, str]:
         beside["masked_accuracy"] = f"most frequent neighbour {figures['masked_accuracy_from_neighbour']:.1%}"
     if "next_sentence_accuracy" in figures:
         beside["next_sentence_accuracy"] = "a coin 50.0%"
+    guesses = {key.removeprefix("baseline_"): value for key, value in figures.items() if key.startswith("baseline_")}
+    beside |= {key: f"guessed blindly {shown(key, value)}" for key, value in guesses.items()}
     return beside
 
 
