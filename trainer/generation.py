@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,11 @@ from trainer.data.vocabularies import sentinels_of
 from trainer.streams import seed_all
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from transformers import PreTrainedModel
+
+    from trainer.config import Config
 
 
 @dataclass
@@ -176,3 +180,21 @@ def open_writer(path: Path, sequence_length: int | None = None) -> Writer:
     # Positions that training never reached have random embeddings.
     limits = [limit for limit in (positions, sequence_length) if limit is not None]
     return Writer(model, tokenizer, min(limits, default=2048))
+
+
+def replies(
+    path: Path, config: Config, prompt: str, max_tokens: int, temperature: float, top_k: int, seeds: Iterable[int]
+) -> Iterator[str]:
+    """What a model that answers by texts says to a prompt, once for each seed. path: its `model/` directory; config: of its run."""
+    import torch
+
+    from trainer.predicting import Predictor
+
+    task: Any = config.task
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
+    task = replace(task, max_target_length=min(max_tokens, task.max_target_length), generation={**task.generation, **sampling})
+    predictor = Predictor(path, replace(config, task=task), torch.device("cpu"))
+    for seed in seeds:
+        seed_all(seed, "generate")
+        (answer,) = predictor.answers([task.asked(prompt)], 1)
+        yield next(iter(answer.values()))

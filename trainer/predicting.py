@@ -43,7 +43,7 @@ class Predictor:
 
         if not isinstance(config.task, Labelled):
             raise ConfigError(f"task={config.task.name}: it predicts nothing of an example; `trainer generate` lets its model write")
-        self.task, self.length, self.device = config.task, config.sequence_length, device
+        self.task, self.length, self.device = config.task.answering(), config.sequence_length, device
         self.learned: dict[str, Any] = json.loads((folder / LEARNED).read_text())
         self.tokenizer = load_tokenizer(folder)
         self.module = self.task.around(load_exported(folder), self.learned).to(device).eval()

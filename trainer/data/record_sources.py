@@ -25,6 +25,9 @@ class Columns:
     label: Any = identity(None, help="the label, or a list of labels")
     tokens: Any = identity(None, help="the words of a sentence, a list")
     tags: Any = identity(None, help="the tags of these words, a list")
+    source: Any = identity(None, help="the text that another is written from")
+    target: Any = identity(None, help="the text that is written, or a list of references")
+    messages: Any = identity(None, help="the turns of a dialogue, a list")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

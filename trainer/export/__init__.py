@@ -83,6 +83,7 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
         writing = _Writing(config, opened, corpus, whole, dtype, form, path)
         parameters = writing.adapter(aside) if config.adapter.adapts and not form.merge else writing.model(aside)
         shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
+        config.task.finish_tokenizer(aside)
         if corpus.examples:
             write_json(aside / LEARNED, corpus.learned)
         write_card(aside / CARD, Subject(run, config, corpus, opened, whole, form, path))

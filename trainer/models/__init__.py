@@ -45,6 +45,11 @@ class Model(Choice, group="model"):
     # Whether a text is marked by [CLS] and [SEP], as encoders have it, or only ended.
     marks: ClassVar[bool] = False
 
+    @property
+    def pairs(self) -> bool:
+        """Whether an encoder reads what a decoder goes on from."""
+        return "denoising" in self.objectives
+
     def verify(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> None:
         """Raise ConfigError where this model cannot take the objective, the tokens or the length; before launch, reads no weights."""
 

@@ -41,6 +41,15 @@ class Pretrained(Model):
         if self.dropout is not None:
             require_share(self, "dropout")
 
+    @property
+    def pairs(self) -> bool:
+        from transformers import AutoConfig
+
+        told = Path(self.path) / "config.json"
+        # Of a directory without transformers, which takes seconds to import.
+        says = json.loads(told.read_text()) if told.is_file() else self._load(AutoConfig.from_pretrained).to_dict()
+        return bool(says.get("is_encoder_decoder"))
+
     def verify(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> None:
         from transformers import AutoConfig
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import Choice
@@ -43,6 +44,7 @@ class Batch:
     lengths: tokens of each packed document, in order; known on the host.
     targets: term → number of targets, known on the host.
     decoded: tokens that a decoder writes for each document, of encoder–decoder models.
+    prompts: tokens of each document that a decoder alone is to go on from, where it writes by itself.
     rows: those that are scored, in order; the loader tells them.
     """
 
@@ -51,6 +53,7 @@ class Batch:
     targets: dict[str, int]
     tokens: int = 0
     decoded: tuple[int, ...] = ()
+    prompts: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
@@ -118,6 +121,9 @@ class Task(Choice, group="task"):
         """What must be known of all training examples before any of them becomes a row, as plain values: kept as `corpus.learned`,
         beside `objective`, the head that the model has."""
         return {}
+
+    def finish_tokenizer(self, folder: Path) -> None:
+        """Add to the tokenizer beside a trained model what it must know of the task."""
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         """Write the static row table of one split, once, at prepare."""

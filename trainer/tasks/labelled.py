@@ -61,8 +61,9 @@ class Score:
 class Labelled(Task):
     """An objective on examples. Of a row: sections in, tensors out; of all predictions: figures."""
 
-    # Names of a row's sections, `input_ids` first.
+    # Names of a row's sections, `input_ids` first; which of them are tokens that a model reads or writes.
     sections: ClassVar[tuple[str, ...]] = ("input_ids",)
+    tokens: ClassVar[tuple[str, ...]] = ("input_ids",)
 
     def labels_of(self, corpus: Corpus) -> dict[str, Any]:
         labels = corpus.learned["labels"]
@@ -128,6 +129,10 @@ class Labelled(Task):
 
         return guessed(self, corpus)
 
+    def answering(self) -> Labelled:
+        """The same task where predictions are wanted and nothing else."""
+        return self
+
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         from trainer.data.tokenizer_files import load_tokenizer
 
@@ -149,7 +154,8 @@ class Labelled(Task):
             return
         writer.append_values(np.concatenate([np.asarray(section, np.int64) for row in rows for section in row.sections]))
         targets = {term: np.array([row.targets[term] for row in rows]) for term in self.terms}
-        writer.append(pieces, np.ones(len(rows), np.int64), pieces[:, 2], targets)
+        sizes = pieces[:, [2 + self.sections.index(name) for name in self.tokens]].sum(1)
+        writer.append(pieces, np.ones(len(rows), np.int64), sizes, targets)
 
     def collate(self, split: Split, picks: Sequence[Pick]) -> Batch:
         return self.batch([self.row(split, pick.row) for pick in picks], np.array([pick.counted for pick in picks]), split.learned)

@@ -67,3 +67,39 @@ def regression(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> Sc
     constant = len(truth) < 2 or truth.std() == 0 or predicted.std() == 0
     pearson, spearman = (0.0, 0.0) if constant else (stats.pearsonr(truth, predicted)[0], stats.spearmanr(truth, predicted)[0])
     return Score({"mse": float((error**2).mean()), "mae": float(abs(error).mean()), "pearson": float(pearson), "spearman": float(spearman)})
+
+
+class _Characters:
+    """A tokenizer for rouge-score, whose own knows Latin letters and digits alone."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return [character for character in text if not character.isspace()]
+
+
+def is_cjk(texts: Sequence[str]) -> bool:
+    """Whether most of the letters are Chinese, Japanese or Korean, which are written without blanks."""
+    letters = [character for text in texts for character in text if character.isalpha()]
+    return 2 * sum("\u2e80" <= character <= "\ud7ff" for character in letters) > len(letters)
+
+
+def texts(references: Sequence[Sequence[str]], written: Sequence[str]) -> dict[str, float]:
+    """sacreBLEU's BLEU and chrF, and rouge-score's F-measures with stems, of the best reference each, all from 0 to 100; and the share
+    that is a reference to the letter. Chinese, Japanese and Korean are scored by characters.
+
+    references: one or more of each text. written: what a model wrote of it.
+    """
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    cjk = is_cjk([text for several in references for text in several])
+    most = max(map(len, references))
+    # By place of the reference; None where an example has fewer.
+    streams = [[several[place] if place < len(several) else None for several in references] for place in range(most)]
+    figures = {"bleu": sacrebleu.corpus_bleu(written, streams, tokenize="zh" if cjk else "13a").score}  # type: ignore[arg-type]
+    figures["chrf"] = sacrebleu.corpus_chrf(written, streams).score  # type: ignore[arg-type]
+    kinds = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(kinds, tokenizer=_Characters()) if cjk else RougeScorer(kinds, use_stemmer=True)
+    found = [scorer.score_multi(several, text) for several, text in zip(references, written, strict=True)]
+    figures |= {kind: 100 * float(np.mean([one[kind].fmeasure for one in found])) for kind in kinds}
+    right = [text in several for several, text in zip(references, written, strict=True)]
+    return {**{name: float(value) for name, value in figures.items()}, "exact_match": float(np.mean(right))}

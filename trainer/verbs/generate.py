@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trainer.choices import ConfigError
@@ -38,17 +39,26 @@ def run(words: list[str]) -> int:
 
     found = finished(options.run)
     config = load_frozen(found.config_path)
-    from trainer.generation import open_writer
+    seeds = range(options.seed, options.seed + options.samples)
+    from trainer.generation import open_writer, replies
+    from trainer.tasks.writing import Writing
 
+    if isinstance(config.task, Writing):
+        _print_texts(replies(found / "model", config, options.prompt, options.max_tokens, options.temperature, options.top_k, seeds))
+        return 0
     writer = open_writer(found / "model", config.sequence_length)
     if writer.fills:
         _print_guesses(writer.fill(options.prompt), options.prompt, writer.tokenizer.mask_token)
         return 0
-    for number in range(options.samples):
+    _print_texts(writer.write(options.prompt, options.max_tokens, options.temperature, options.top_k, seed) for seed in seeds)
+    return 0
+
+
+def _print_texts(texts: Iterable[str]) -> None:
+    for number, text in enumerate(texts):
         if number:
             print("\n" + "─" * 40)
-        print(writer.write(options.prompt, options.max_tokens, options.temperature, options.top_k, options.seed + number))
-    return 0
+        print(text, flush=True)
 
 
 def _print_guesses(places: list, prompt: str, mask: str) -> None:  # type: ignore[type-arg]

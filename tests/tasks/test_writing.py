@@ -1,0 +1,206 @@
+"""Answers that are texts: seq2seq and instruct through the real loop, written in evaluation under every strategy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import loops
+from tests.distributed import run_distributed
+from trainer.choices import ConfigError
+from trainer.data.corpus import open_corpus
+from trainer.distributed import World
+from trainer.run import RunDir, load_frozen
+
+GPT = ("model=gpt2_tiny", "model.layers=1", "model.hidden=64", "model.heads=2")
+T5 = ("model=t5_tiny", "model.layers=1", "model.hidden=64", "model.heads=2", "model.head_size=16")
+SHORT = ("task.max_target_length=16", "sequence_length=64", "tokenizer.vocab_size=300", "global_batch=16", "optim.lr=1e-2")
+COLOURS = ("red", "blue", "green", "black")
+THINGS = ("cat", "dog", "tree", "house")
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    """What is said of a thing, of quite different lengths."""
+    draw = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        colour, thing = str(draw.choice(COLOURS)), str(draw.choice(THINGS))
+        more = " ".join(f"n{digit}" for digit in str(number) * int(draw.integers(1, 6)))
+        found.append({"source": f"thing[{thing}] colour[{colour}] {more}", "target": f"the {thing} is {colour}"})
+    return found
+
+
+def dialogues(count: int) -> list[dict[str, Any]]:
+    """Two questions each, with their answers."""
+    found = []
+    for one, other in zip(pairs(2 * count)[::2], pairs(2 * count)[1::2], strict=True):
+        said = [{"role": "system", "content": "short"}]
+        for each in (one, other):
+            said += [{"role": "user", "content": each["source"]}, {"role": "assistant", "content": each["target"]}]
+        found.append({"messages": said})
+    return found
+
+
+def ready(folder: Path, task: str, train: list[Any], held_out: list[Any], *words: str, name: str = "run", world: int = 1) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split, examples in (("train", train), ("eval", held_out)):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    data = ("data=jsonl", f"data.train={folder}/train.jsonl", f"data.eval={folder}/eval.jsonl", f"task={task}")
+    return loops.ready(folder, folder, *data, *SHORT, *words, name=name, world=world, sizes=())
+
+
+def evaluated(world: World, path: str) -> dict[str, Any]:
+    """Train to the end and evaluate."""
+    here = loops.training(world, path)
+    here.loop()
+    (held_out,) = here.held_outs
+    figures = held_out.figures(world.device)
+    assert here.placement.module.training, "C19: the mode is restored"
+    return {"figures": figures, "tables": held_out.tables}
+
+
+@pytest.mark.parametrize("sizes", [GPT, T5], ids=["decoder", "pairs"])
+def test_a_model_that_learns_writes_what_transformers_writes_and_answers_files(tmp_path, sizes, capsys):
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from trainer.cli import main
+
+    examples = pairs(220)
+    path = ready(tmp_path, "seq2seq", examples[:200], examples[200:], *sizes, "steps=120", "micro_batch=16")
+    here = loops.training(loops.single(), path)
+    here.loop()
+    here.finish()
+    summary = RunDir(path).summary
+    assert summary["rouge1"] > 60 and summary["bleu"] > 20
+    tables = json.loads((path / "evaluation" / "held_out.json").read_text())
+    assert summary["baseline_rouge1"] < summary["rouge1"] and len(tables["examples"]) == 20
+    tokenizer = AutoTokenizer.from_pretrained(path / "model")
+    alone = sizes is GPT
+    model = (AutoModelForCausalLM if alone else AutoModelForSeq2SeqLM).from_pretrained(path / "model").eval()
+    assert [name for name in (path / "model").iterdir() if name.name == "learned.json"]
+    for shown in tables["examples"][:4]:
+        end = [tokenizer.eos_token_id]
+        ids = tokenizer(shown["source"] + ("\n" if alone else ""), add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([end + ids if alone else ids + end])
+        found = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, eos_token_id=end[0], pad_token_id=end[0]
+        )[0]
+        text = tokenizer.decode(found[ids.shape[1] :] if alone else found, skip_special_tokens=True)
+        assert text.strip() == shown["written"], "padded to the left beside others or alone: the same"
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps({"source": one["source"]}) + "\n" for one in examples[200:]))
+    assert main(["predict", f"run={path}", f"input={tmp_path / 'new.jsonl'}", f"output={tmp_path / 'out.jsonl'}"]) == 0
+    written = {line["source"]: line["predicted_target"] for line in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
+    assert all(written[shown["source"]] == shown["written"] for shown in tables["examples"])
+    assert main(["generate", f"run={path}", f"prompt={examples[200]['source']}", "temperature=0"]) == 0
+    assert written[examples[200]["source"]] in capsys.readouterr().out
+
+
+def test_the_loss_is_that_of_transformers_on_the_targets_alone(tmp_path):
+    """C06: each target is predicted from what stands before it; prompts are no targets."""
+    from trainer.export import load_exported
+    from trainer.tasks import Pick
+
+    for name, sizes in (("gpt", GPT), ("t5", T5)):
+        path = ready(tmp_path / name, "seq2seq", pairs(20), pairs(6), *sizes, "steps=1", "task.generate=false")
+        here = loops.training(loops.single(), path)
+        here.loop()
+        here.finish()
+        task, split = load_frozen(path / "config.yaml").task, here.corpus.split("train")
+        module, model = task.around(load_exported(path / "model"), here.corpus.learned).eval(), load_exported(path / "model").eval()
+        with torch.no_grad():
+            found = module(task.collate(split, [Pick(number, 0) for number in range(5)]))["seq2seq"]
+            total = 0.0
+            for row in (task.row(split, number) for number in range(5)):
+                ids, places = torch.from_numpy(row["input_ids"])[None], torch.from_numpy(row["places"])
+                labels = torch.from_numpy(row["decoder_ids"])[None] if name == "t5" else torch.full_like(ids, -100)
+                if name == "gpt":
+                    assert places[0] == row["prompt"][0] and places[-1] == ids.shape[1] - 1
+                    labels[0, places] = ids[0, places]
+                total += float(model(input_ids=ids, labels=labels).loss) * int((labels != -100).sum())
+        assert float(found) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [GPT, T5], ids=["decoder", "pairs"])
+def test_c04_c12_texts_and_losses_are_those_of_one_process_under_every_strategy(tmp_path, sizes):
+    """Also where ranks have other lengths, other numbers of texts, or none."""
+    examples = pairs(45)
+    words = (*sizes, "steps=4", "micro_batch=4", "optim.lr=3e-3", "task.max_target_length=8")
+    one = ready(tmp_path, "seq2seq", examples[:40], examples[40:], *words, name="one")
+    alone = evaluated(loops.single(), str(one))
+    placements = [(3, "ddp"), (2, "fsdp")] if sizes is GPT else [(2, "zero3")]
+    for world, strategy in placements:
+        path = ready(tmp_path, "seq2seq", examples[:40], examples[40:], *words, f"strategy={strategy}", name=strategy, world=world)
+        for rank in run_distributed(evaluated, world, str(path)):
+            assert rank["figures"] == pytest.approx(alone["figures"], rel=1e-3, abs=1e-4), strategy
+            if rank["tables"]:
+                assert rank["tables"][""]["examples"] == alone["tables"][""]["examples"]
+        assert loops.losses(path) == pytest.approx(loops.losses(one), rel=1e-4)
+
+
+def test_dialogues_teach_the_replies_alone_and_a_template_goes_with_the_model(tmp_path):
+    from transformers import AutoTokenizer
+
+    from trainer.cli import main
+
+    examples = dialogues(66)
+    words = (*GPT, "sequence_length=160", "steps=80", "micro_batch=16", "task.generate=true")
+    path = ready(tmp_path, "instruct", examples[:60], examples[60:], *words)
+    here = loops.training(loops.single(), path)
+    here.loop()
+    here.finish()
+    assert RunDir(path).summary["rouge1"] > 40
+    tokenizer = AutoTokenizer.from_pretrained(path / "model")
+    corpus = open_corpus(*(RunDir(path).placement[key] for key in ("corpus", "rows")))
+    split, said = corpus.split("train"), next(iter(corpus.records("train")))["messages"]
+    row = load_frozen(path / "config.yaml").task.row(split, 0)
+    assert tokenizer.decode(row["input_ids"]) == tokenizer.apply_chat_template(said, tokenize=False)
+    replies = [turn["content"] for turn in said if turn["role"] == "assistant"]
+    assert tokenizer.decode(row["input_ids"][row["places"]]) == "".join(reply + tokenizer.eos_token for reply in replies)
+    begin = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(row["input_ids"][: row["prompt"][0]]) == begin
+    asked = [{"messages": one["messages"][:-1]} for one in examples[60:]] + [{"messages": [{"role": "user", "content": "thing[cat]"}]}]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(one) + "\n" for one in asked))
+    assert main(["predict", f"run={path}", f"input={tmp_path / 'new.jsonl'}", f"output={tmp_path / 'out.jsonl'}"]) == 0
+    written = [json.loads(line)["predicted_reply"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    tables = json.loads((path / "evaluation" / "held_out.json").read_text())
+    assert sorted(written[:-1]) == sorted(shown["written"] for shown in tables["examples"]) and len(written) == 7
+
+
+def test_b14_what_cannot_be_learned_from_is_refused_with_its_example(tmp_path):
+    good, talk = pairs(4), dialogues(4)
+    for task, examples, words, said in (
+        ("seq2seq", good, ["task.max_target_length=60"], r"sequence_length: 64 leaves no room.*set sequence_length=92"),
+        ("seq2seq", good, ["task.prompt=Say"], r"task\.prompt: 'Say'; allowed.*\{source\}"),
+        ("seq2seq", good, ["+task.generation={num_beam: 4}"], r"task\.generation\.num_beam.*num_beams"),
+        ("seq2seq", [*good, {"source": "a", "target": 3}], [], r"data\.columns\.target: 3 of example 5"),
+        ("seq2seq", good, ["model=bert_tiny"], r"task=seq2seq needs a model with a causal head"),
+        ("instruct", [*talk, {"messages": [{"role": "user", "content": "hi"}]}], [], r"example 5 has no turn of the assistant"),
+        ("instruct", [*talk, {"messages": [{"role": "user"}]}], [], r"turn 1 of example 5 has 'role'; allowed"),
+        ("instruct", talk, ["task.template='{{ messages | length }}'"], r"task\.template: of example 1"),
+    ):
+        given = words if any(word.startswith("model=") for word in words) else [*GPT, *words]
+        with pytest.raises(ConfigError, match=said):
+            ready(tmp_path, task, examples, good if task == "seq2seq" else talk, *given)
+
+
+def test_texts_are_scored_by_their_libraries_with_several_references_and_in_chinese():
+    import sacrebleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    from trainer.tasks.scores import texts
+
+    references = [["the cat is red", "a red cat"], ["the dog sleeps"], ["nothing at all here"]]
+    written = ["a red cat", "the dogs sleep", ""]
+    found = texts(references, written)
+    streams = [["the cat is red", "the dog sleeps", "nothing at all here"], ["a red cat", None, None]]
+    assert found["bleu"] == sacrebleu.corpus_bleu(written, streams).score and found["chrf"] == sacrebleu.corpus_chrf(written, streams).score
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    best = [max(scorer.score(one, text)["rougeL"].fmeasure for one in several) for several, text in zip(references, written, strict=True)]
+    assert found["rougeL"] == pytest.approx(100 * sum(best) / 3) and found["exact_match"] == pytest.approx(1 / 3)
+    chinese = texts([["床前明月光"]], ["床前看月光"])
+    assert chinese["rouge1"] == pytest.approx(80) and chinese["bleu"] > 0
