@@ -91,7 +91,7 @@ def accepted_by_runs(words: list[str]) -> None:
         assert len([word for word in words[1:] if not word.startswith("root=")]) == 2
         return
     known = {field.name for field in dataclasses.fields(CleanOptions)}
-    for word in words[words[:1] == ["clean"] :]:
+    for word in words[words[:1] in (["clean"], ["spread"]) :]:
         assert word.split("=")[0] in known or condition(word)
 
 

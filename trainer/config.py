@@ -194,6 +194,10 @@ def check(config: Config) -> None:
     config.evals = {one.name: one.in_full() for one in config.eval_sets}
     refuse_shared_figures(config.evals, sources_of(config.data), config.task.terms)
     config.task.compatible(config.model)
+    if config.data.shots is not None and not config.task.fields:
+        raise ConfigError(
+            f"data.shots: {config.data.shots} with task={config.task.name}, which learns from text; choose a task on examples"
+        )
     sources = [(key, source) for _, key, _, source in leaves(config.data)] + [(one.key, one.source) for one in config.eval_sets]
     for key, source in sources:
         with named(key):

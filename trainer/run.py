@@ -21,8 +21,8 @@ from trainer.tracking import jsonl
 
 # What `resume.overwrite=true` removes; anything else in the directory is the user's. Checkpoints first and config.yaml last: killed in
 # between, it must not look like a new run to the next start.
-OWN = ("checkpoints", "summary.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "report.html", "sample.txt", "model", "ledger",
-        "logs", "wandb", "wandb.json", "tensorboard", "profile", "stop", "placement.json", "config.yaml")  # fmt: skip
+OWN = ("checkpoints", "summary.json", "metrics.jsonl", "events.jsonl", "samples.jsonl", "evaluation", "report.html", "sample.txt", "model",
+        "ledger", "logs", "wandb", "wandb.json", "tensorboard", "profile", "stop", "placement.json", "config.yaml")  # fmt: skip
 _LOCK = ".lock"
 
 

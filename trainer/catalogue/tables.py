@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from trainer.catalogue.checkpoints import Line
     from trainer.catalogue.cleaning import Leftover
+    from trainer.catalogue.spread import Alike
 
 _COLUMNS = ("name", "state", "steps", "loss", "eval_loss")
 _PLACE = ("strategy", "world", "age", "digest")
@@ -90,6 +91,19 @@ def pairs(title: str, names: Sequence[str], rows: Iterable[Sequence[str]]) -> Ta
     table = _table(escape(title), *map(escape, names))
     for row in rows:
         table.add_row(*map(escape, row))
+    return table
+
+
+def spread(groups: list[Alike]) -> Table:
+    """A line for runs that differ in what is drawn alone: mean ± standard deviation of each figure."""
+    measured = [group.figures() for group in groups]
+    figures = list(dict.fromkeys(key for each in measured for key in each))
+    table = _table(*groups[0].settings, "runs")
+    for key in figures:
+        table.add_column(key.removeprefix("eval_") if key != "eval_loss" else key, justify="right", no_wrap=True)
+    for group, each in zip(groups, measured, strict=True):
+        cells = [f"{shown(key, each[key][0])} ± {shown(key, each[key][1])}" if key in each else "" for key in figures]
+        table.add_row(*(escape(str(value)) for value in group.settings.values()), str(len(group.runs)), *cells)
     return table
 
 

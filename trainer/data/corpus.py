@@ -126,6 +126,8 @@ class Corpus:
         self.members: dict[str, Corpus] = {}
         # Of a task on examples: what it has learned of those to train on, such as the labels.
         self.learned: dict[str, Any] = {}
+        # While rows are made: the numbers of the training examples that were drawn; None: all become rows.
+        self.drawn: list[int] | None = None
         self.rows_path = Path(rows) if rows is not None else None
         try:
             self.meta: dict[str, Any] = json.loads((self.path / META).read_text())

@@ -28,6 +28,7 @@ from trainer.data.tokenizer_files import load_tokenizer
 from trainer.data.tokenizing import Job
 from trainer.data.vocabularies import add_sentinels, load_special, save_special, special_tokens
 from trainer.environment import cores
+from trainer.tasks.few_shot import drawn
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -134,6 +135,8 @@ def make_rows(
     """Write the row tables of these splits into a folder. learned: what the task has of the training examples."""
     opened, figures = Corpus(corpus), {}
     opened.learned = learned
+    if config.data.shots and TRAIN in splits:
+        opened.drawn = drawn(config.task, opened.records(TRAIN), config.data.shots, config.data.draw, learned)  # type: ignore[arg-type]
     with report.doing("packing"):
         for split in splits:
             writer = RowWriter(folder / split)
@@ -146,18 +149,21 @@ def make_rows(
             figures[split] = json.loads((folder / split / META).read_text())
     meta = {"fingerprint": key, "seed": config.seed, "sequence_length": config.sequence_length, "task": config.task.name}
     leaked = leaks(opened, config.task.predicted) if opened.examples and set(splits) == set(SPLITS) else 0
-    write_json(folder / META, {**meta, "learned": learned, "leaked": leaked, "splits": figures})
+    write_json(
+        folder / META, {**meta, "learned": learned, "leaked": leaked, "drawn": opened.drawn and len(opened.drawn), "splits": figures}
+    )
 
 
 def leaks(corpus: Corpus, targets: Sequence[str]) -> int:
     """How many held-out examples are among those to train on, their targets apart. targets: the fields that are to be predicted."""
 
-    def digests(split: str) -> Iterator[bytes]:
-        for example in corpus.records(split):
+    def digests(split: str, drawn: list[int] | None = None) -> Iterator[bytes]:
+        records = corpus.records(split)
+        for example in records if drawn is None else (records[number] for number in drawn):
             read = {field: value for field, value in example.items() if field not in targets}
             yield hashlib.blake2b(json.dumps(read, sort_keys=True).encode(), digest_size=16).digest()
 
-    seen = set(digests(TRAIN))
+    seen = set(digests(TRAIN, corpus.drawn))
     return sum(digest in seen for digest in digests(EVAL))
 
 

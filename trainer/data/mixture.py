@@ -35,6 +35,8 @@ class Mixture(Data):
 
     def check(self) -> None:
         super().check()
+        if self.shots is not None:
+            raise ConfigError(f"data.shots: {self.shots} with data=mixture; a few examples are drawn of one source: choose one")
         if not self.sources:
             raise ConfigError(
                 "data.sources: missing; data=mixture needs data.sources.NAME.source=text, data.sources.NAME.weight=0.7 and the options of "

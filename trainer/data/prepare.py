@@ -182,7 +182,8 @@ class _Preparing:
         """One source: its corpus, its rows."""
         config, report, task = self.config, self.report, self.config.task
         corpus, anew = self.corpus(text)
-        rows_key = key_of(ROWS_FORMAT, corpus.name, dataclasses.asdict(task), config.sequence_length, config.seed, self.learned)
+        few = [config.data.shots, config.data.draw] if config.data.shots else []
+        rows_key = key_of(ROWS_FORMAT, corpus.name, dataclasses.asdict(task), config.sequence_length, config.seed, self.learned, *few)
         rows = self.cache / "rows" / rows_key
         with named(text.key), made_once(rows, report.line) as claim:
             if claim:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from trainer.data.sources import EVAL
+from trainer.data.sources import EVAL, TRAIN
 
 _LINE_SECONDS = 5.0
 _SLOW_SECONDS = 1.0
@@ -123,6 +123,8 @@ class Reporter:
             share = f"{rows['leaked']:,} of {splits[EVAL]['documents']:,} held-out examples"
             where = name and f"{name}: "
             self.line(f"[yellow]warning:[/] {where}{share} are also trained on, their labels apart: held-out figures flatter")
+        if rows.get("drawn"):
+            self.line(f"{name or 'data'}: {rows['drawn']:,} of {splits[TRAIN]['documents']:,} training examples are drawn")
         if not anew:
             counts = ", ".join(f"{split} {splits[split]['documents']:,} examples" for split in wanted)
             self.line(f"{name or 'data'}: {counts} (prepared before)")

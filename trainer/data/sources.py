@@ -71,12 +71,18 @@ class Data(Choice, group="data"):
 
     workers: int = placement(2, help="threads that read and collate ahead of the step")
     processes: int | None = placement(None, help="processes that tokenize; default: one a core")
+    shots: int | None = identity(None, help="train on so many examples of each class (of all, where there are none); default: on every one")
+    draw: int = identity(0, help="which of the examples those are: another number, other examples")
 
     def check(self) -> None:
         if self.workers < 0:
             raise ConfigError(f"data.workers: {self.workers}; 0 (read in the loop) or more")
         if self.processes is not None and self.processes < 1:
             raise ConfigError(f"data.processes: {self.processes}; 1 or more")
+        if self.shots is not None and self.shots < 1:
+            raise ConfigError(f"data.shots: {self.shots}; allowed: 1 or more, or null for all examples")
+        if self.draw and self.shots is None:
+            raise ConfigError(f"data.draw: {self.draw} without data.shots; nothing is drawn where all examples are trained on")
 
 
 @dataclass

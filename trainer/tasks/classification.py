@@ -171,6 +171,11 @@ class Classification(Labelled):
             found = labels[int(logits.argmax())]
         return {"label": found, "scores": {label: round(float(chance), 6) for label, chance in zip(labels, chances, strict=True)}}
 
+    def classes(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> Sequence[str]:
+        if self.class_weights is Weights.balanced:
+            raise ConfigError("task.class_weights: balanced with data.shots; as many examples of every label are drawn, so leave it out")
+        return ("",) if learned["problem"] == Problem.regression.value else several(example["label"])
+
     def guess(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> list[Any] | None:
         """The commonest label, or the mean of values."""
         if learned["problem"] == Problem.regression.value:

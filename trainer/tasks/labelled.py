@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.choices import ConfigError
+from trainer.data.sources import TRAIN
 from trainer.tasks import Batch, Pick, Task
 
 if TYPE_CHECKING:
@@ -119,6 +120,10 @@ class Labelled(Task):
         """Figures of an evaluation, over all its examples."""
         raise NotImplementedError
 
+    def classes(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> Sequence[str]:
+        """The classes that an example counts for, where a few of each are drawn; where there are no classes, all are one."""
+        return ("",)
+
     def guess(self, example: Mapping[str, Any], learned: Mapping[str, Any]) -> list[Any] | None:
         """Predictions for the rows of an example by whoever knows no more than what is commonest; None: there is no such guess."""
         return None
@@ -138,11 +143,8 @@ class Labelled(Task):
 
         writer.offsets = (0,)
         tokenizer = load_tokenizer(corpus.tokenizer_path)
-        records, first = iter(corpus.records(split)), 0
-        while examples := list(islice(records, _AT_ONCE)):
-            rows = list(self.encode(examples, first, tokenizer, corpus.learned, sequence_length))
-            self._write(rows, writer)
-            first += len(examples)
+        for first, examples in taken(corpus, split):
+            self._write(list(self.encode(examples, first, tokenizer, corpus.learned, sequence_length)), writer)
 
     def _write(self, rows: Sequence[Row], writer: RowWriter) -> None:
         pieces, start = np.empty((len(rows), 2 + len(self.sections)), np.int64), writer.values
@@ -178,6 +180,18 @@ class Labelled(Task):
         ((start, _, *lengths),) = split.rows.pieces(number).tolist()
         values = split.tokens.read(start, sum(lengths))
         return dict(zip(self.sections, np.split(values, np.cumsum(lengths)[:-1]), strict=True))
+
+
+def taken(corpus: Corpus, split: str) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The examples of a split that become rows, some at a time, and the number of the first of them."""
+    records = corpus.records(split)
+    if split == TRAIN and corpus.drawn is not None:
+        yield from ((number, [records[number]]) for number in corpus.drawn)
+        return
+    each, first = iter(records), 0
+    while examples := list(islice(each, _AT_ONCE)):
+        yield first, examples
+        first += len(examples)
 
 
 def numbers(values: Sequence[str]) -> list[float] | None:

@@ -1,7 +1,9 @@
-"""`trainer runs`: the runs there are; `diff a b`: how two differ; `checkpoints`: what one has saved; `clean`: remove what can go.
+"""`trainer runs`: the runs there are; `diff a b`: how two differ; `spread`: means over seeds and draws; `checkpoints`: what one has
+saved; `clean`: remove what can go.
 
 trainer runs 'loss<2' strategy=ddp name=quick*
 trainer runs diff quickstart wide
+trainer runs spread data.shots=8
 trainer runs checkpoints run=quickstart verify=true
 trainer runs clean name=quick* keep=1 yes=true
 """
@@ -19,9 +21,11 @@ from trainer.options import option, parse, usage
 if TYPE_CHECKING:
     from trainer.catalogue.conditions import Condition
 
-SUMMARY = "list runs, compare two of them (diff), check what one has saved (checkpoints), remove what can go (clean)"
+SUMMARY = (
+    "list runs, compare two of them (diff), average over draws (spread), check what one has saved (checkpoints), remove what can go (clean)"
+)
 
-WORDS = ("diff", "checkpoints", "clean")
+WORDS = ("diff", "spread", "checkpoints", "clean")
 
 _GRAMMAR = """  CONDITION    KEY = != < <= > >= VALUE, quoted for the shell: 'loss<2' strategy=ddp name=quick* 'optim.lr>=1e-3' 'age<2d'"""
 _DIFF = """usage: trainer runs diff RUN RUN [root=…]
@@ -66,6 +70,8 @@ def run(words: list[str]) -> int:
     """List, compare, check or clean. Raises ConfigError for words that are none of its own."""
     if words[:1] == ["diff"]:
         return _diff(words[1:])
+    if words[:1] == ["spread"]:
+        return _spread(words[1:])
     if words[:1] == ["checkpoints"]:
         return _checkpoints(words[1:])
     if words[:1] == ["clean"]:
@@ -92,13 +98,35 @@ def _asked(words: list[str], kind: type[Any], verb: str) -> tuple[Any, list[Cond
     if {"-h", "--help"} & set(words):
         print(usage(kind, verb).replace(verb, f"{verb} [CONDITION …]", 1), _GRAMMAR, sep="\n")
         if verb == "runs":
-            print(f"\nalso:\n{_DIFF}\nusage: trainer runs checkpoints run=… [verify=true] [root=…]")
+            print(f"\nalso:\n{_DIFF}\nusage: trainer runs spread [CONDITION …] [root=…]")
+            print("usage: trainer runs checkpoints run=… [verify=true] [root=…]")
             print("usage: trainer runs clean [CONDITION …] [keep=…] [yes=true]")
         return None
     from trainer.catalogue.conditions import condition
 
     own = [word for word in words if word.partition("=")[0] in {field.name for field in fields(kind)}]
     return parse(own, kind, verb), [condition(word) for word in words if word not in own]
+
+
+def _spread(words: list[str]) -> int:
+    """Print means over runs that differ in what is drawn alone."""
+    asked = _asked(words, Options, "runs spread")
+    if asked is None:
+        return 0
+    options, conditions = asked
+    from trainer.catalogue import tables
+    from trainer.catalogue.conditions import selected
+    from trainer.catalogue.entries import entries
+    from trainer.catalogue.spread import alike
+
+    groups = alike(selected(entries(Path(options.root)), conditions))
+    console = tables.console()
+    if groups:
+        console.print("mean ± standard deviation over runs that differ in seed or data.draw alone")
+        tables.show(console, tables.spread(groups))
+    else:
+        console.print("no two finished runs differ in seed or data.draw alone")
+    return 0
 
 
 def _diff(words: list[str]) -> int:
