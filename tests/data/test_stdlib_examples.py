@@ -16,9 +16,13 @@ from trainer.data.modules import KINDS, Module
 from trainer.data.sources import EVAL, TRAIN, Stdlib
 from trainer.data.stdlib_examples import RULES, ModuleExamples, defaults, module_name
 from trainer.models.bert import BERT
+from trainer.models.gpt2 import GPT2
+from trainer.models.t5 import T5
 from trainer.tasks import Field
 from trainer.tasks.classification import Classification
+from trainer.tasks.instruct import Instruct
 from trainer.tasks.mlm_nsp import MaskedLMWithNextSentence
+from trainer.tasks.seq2seq import Seq2Seq
 from trainer.tasks.token_classification import TokenClassification
 
 SOURCE = '''
@@ -127,3 +131,9 @@ def test_b14_fields_that_no_rule_makes_are_refused_with_those_that_are_made(sour
     with pytest.raises(ConfigError, match=r"data\.packages: 'jsn' is no package .*did you mean 'json'\?"):
         Stdlib(packages=["jsn"]).listing()
     assert {file.split for file in source.listing_for(MaskedLMWithNextSentence()).files} == {TRAIN, EVAL}, "text: whole packages"
+
+
+@pytest.mark.parametrize(("task", "model"), [(Seq2Seq(generate=False), T5()), (Instruct(), GPT2())], ids=["seq2seq", "instruct"])
+def test_texts_are_prepared_too(source, task, model) -> None:
+    corpus = prepared(replace(source, packages=["json", "html"]), task=task, model=model, sequence_length=192)
+    assert len(corpus.split("train").rows) > 10 and len(corpus.split("eval").rows) > 1
