@@ -1,14 +1,16 @@
 """A trained model as a folder that transformers loads: from any whole checkpoint of a run, in one process, without an accelerator.
 
-    config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  README.md  (learned.json)
+    config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  README.md  (learned.json)  (model.onnx)
 
-weights.py  tensor by tensor · card.py  README.md · command.py  the run as one command · hub.py  to a hub
+weights.py  tensor by tensor · card.py  README.md · command.py  the run as one command · hub.py  to a hub · graph.py  as ONNX
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -36,30 +38,41 @@ if TYPE_CHECKING:
     from trainer.checkpoint.opening import Opened
     from trainer.config import Config
     from trainer.data.corpus import Corpus
+    from trainer.export.graph import Graph
     from trainer.initial import Start
 
 CARD = "README.md"
 # Of a model of examples with labels, what its task has learned of those to train on.
 LEARNED = "learned.json"
+TOKENIZER = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
 class Form:
     """How a model is written. averages: the moving averages of its weights. repository: where at a hub it will be.
 
-    merge: an adapter in the weights of the model that it belongs to, instead of alone.
+    merge: an adapter in the weights of the model that it belongs to, instead of alone. onnx: as a graph too.
     """
 
     dtype: str = "float32"
     averages: bool = False
     merge: bool = False
+    onnx: bool = False
     repository: str | None = None
     license: str | None = None
     file_bytes: int = FILE_BYTES
 
 
-def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
-    """Write a checkpoint's model, its tokenizer and its card to `path`, replacing what is there at once. Returns its parameters.
+@dataclass(frozen=True)
+class Exported:
+    """What was written. parameters: how many; graphs: those in ONNX."""
+
+    parameters: int
+    graphs: list[Graph]
+
+
+def export(run: RunDir, opened: Opened, path: Path, form: Form) -> Exported:
+    """Write a checkpoint's model, its tokenizer and its card to `path`, replacing what is there at once.
 
     Raises ConfigError where the run's data are gone, or where the form cannot be had.
     """
@@ -84,13 +97,19 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> int:
         parameters = writing.adapter(aside) if config.adapter.adapts and not form.merge else writing.model(aside)
         shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
         config.task.finish_tokenizer(aside)
+        name_inputs(aside / TOKENIZER, whole)
         if corpus.examples:
             write_json(aside / LEARNED, corpus.learned)
-        write_card(aside / CARD, Subject(run, config, corpus, opened, whole, form, path))
+        graphs = []
+        if form.onnx:
+            from trainer.export.graph import write_graphs
+
+            graphs = write_graphs(aside, config, corpus)
+        write_card(aside / CARD, Subject(run, config, corpus, opened, whole, form, path, graphs))
         replace_folder(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return parameters
+    return Exported(parameters, graphs)
 
 
 @dataclass(frozen=True)
@@ -151,6 +170,15 @@ def empty_model(config: Config, corpus: Corpus) -> PreTrainedModel:
     """A run's model on the meta device, without the padding rows of its vocabulary."""
     vocabulary = corpus.vocabulary
     return trimmed(skeleton_of(config, corpus), vocabulary.size, vocabulary.padded)
+
+
+def name_inputs(settings: Path, model: PreTrainedModel) -> None:
+    """Let a tokenizer tell the parts of a pair to a model that was trained with them; by default one of ours keeps that to itself."""
+    if not settings.is_file() or getattr(model.config, "type_vocab_size", 0) < 2:
+        return
+    given = json.loads(settings.read_text())
+    if "token_type_ids" in inspect.signature(type(model).forward).parameters and "model_input_names" not in given:
+        write_json(settings, given | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]})
 
 
 def _save(whole: PreTrainedModel, weights: Weights, folder: Path, file_bytes: int) -> int:

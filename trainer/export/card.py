@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trainer.config import Config
     from trainer.data.corpus import Corpus
     from trainer.export import Form
+    from trainer.export.graph import Graph
     from trainer.run import RunDir
 
 Rows = list[tuple[str, str]]
@@ -46,7 +47,10 @@ _USES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What a card is about: a checkpoint of a run, and the form that it is given. model: without values. folder: where it will lie."""
+    """What a card is about: a checkpoint of a run, and the form that it is given. model: without values. folder: where it will lie.
+
+    graphs: those that are there beside it.
+    """
 
     run: RunDir
     config: Config
@@ -55,6 +59,7 @@ class Subject:
     model: PreTrainedModel
     form: Form
     folder: Path
+    graphs: Sequence[Graph]
 
 
 def write_card(path: Path, subject: Subject) -> None:
@@ -90,6 +95,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "name": (form.repository or config.name).rpartition("/")[2],
         "place": place,
         "loads": _loads(config.objective, place),
+        "graphs": subject.graphs,
         "architecture": type(model).__name__,
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "origin": _origin(config),

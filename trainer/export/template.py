@@ -11,6 +11,10 @@ A `{{ architecture }}` with {{ parameters }} parameters, {{ origin }} with Shard
 {{ loads }}
 ```
 
+{% for graph in graphs %}
+`{{ graph.file }}` is in ONNX: {{ graph.inputs | join(", ") }} → {{ graph.outputs | join(", ") }}; {{ graph.found }}.
+
+{% endfor %}
 ## Model
 
 | | |
