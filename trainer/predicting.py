@@ -18,8 +18,9 @@ import torch
 from trainer.choices import ConfigError, find
 from trainer.data.files import KINDS
 from trainer.data.opening import bare_name, lines_before
-from trainer.data.record_sources import Columns
+from trainer.data.record_sources import Columns, Squad
 from trainer.data.segments import Flaw, cut_out
+from trainer.data.squad_files import is_squad
 from trainer.evaluation import arrays
 from trainer.export import LEARNED, load_exported
 from trainer.tasks import Field
@@ -105,17 +106,19 @@ def predict(predictor: Predictor, config: Config, source: str, target: Path, bat
 def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
     """The examples of files, of which those fields may be missing that are to be predicted."""
     name = bare_name(source).lower()
-    kind = next((kind.name for kind in KINDS.values() if kind.suffixes and name.endswith(kind.suffixes) and kind.name in _READ), None)
-    if kind is None:
-        suffixes = ", ".join(suffix for name in _READ for suffix in KINDS[name].suffixes)
+    kinds = [kind for kind in _READ if name.endswith(KINDS[kind].suffixes)]
+    if not kinds:
+        suffixes = ", ".join(dict.fromkeys(suffix for name in _READ for suffix in KINDS[name].suffixes))
         raise ConfigError(f"input: {source}: of which kind it is must be told by its name: {suffixes}, plain or compressed")
     task, columns = config.task, getattr(config.data, "columns", Columns())
     # Where those are that are to be predicted is of no matter; the file need not have them.
-    reader: Any = find("data", kind)(path=source, columns=replace(columns, **dict.fromkeys(task.predicted)))  # type: ignore[call-arg]
+    reader: Any = find("data", kinds[0])(path=source, columns=replace(columns, **dict.fromkeys(task.predicted)))  # type: ignore[call-arg]
     try:
         files = reader.listing().files
     except ConfigError as error:
         raise ConfigError(str(error).replace("data.path", "input", 1)) from error
+    if "squad" in kinds and all(is_squad(file.path) for file in files):
+        reader = Squad(path=source)
     fields = {name: replace(field, optional=field.optional or name in task.predicted) for name, field in task.fields.items()}
     layout = reader.examples(files, fields | _NAMED)
     return chain.from_iterable(_in_file(number, file, layout) for number, file in enumerate(files))
@@ -123,7 +126,8 @@ def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
 
 # What tells examples apart is handed on.
 _NAMED = {"id": Field(("id", "idx", "uid", "guid"), optional=True)}
-_READ = ("jsonl", "csv", "tsv", "conll", "conllu", "parquet", "arrow")
+# Of several that a name may stand for, the content decides.
+_READ = ("jsonl", "squad", "csv", "tsv", "conll", "conllu", "parquet", "arrow")
 
 
 def _in_file(number: int, file: SourceFile, layout: Format) -> Iterator[dict[str, Any]]:

@@ -110,7 +110,7 @@ def test_equal_documents_lie_on_one_side(tmp_path):
     parting = Parting(1 << 63)
     layout = TextFormat(Document.line)
     for segment in read(tmp_path / "a.txt", Document.line, parting, unit_bytes=66_000):
-        for split, document in splits(layout.documents(segment), segment, parting.threshold):
+        for split, document in splits(layout.documents(segment), segment, parting):
             sides.setdefault(document[:10], set()).add(split)
     assert len(sides) == 19
     assert all(len(side) == 1 for side in sides.values())
@@ -134,7 +134,7 @@ def test_the_first_of_equal_documents_is_kept_also_where_they_are_long(scratch, 
     kept: list[str] = []
     for unit in units(whole(scratch), layout, Parting(1 << 63), [0], unit_bytes, repeated):
         for segment in unit.segments:
-            for _, text in splits(layout.documents(segment), segment, 1 << 63):
+            for _, text in splits(layout.documents(segment), segment, Parting(1 << 63)):
                 if segment.opens:
                     kept.append("")
                 kept[-1] += text.decode()

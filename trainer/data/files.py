@@ -45,6 +45,7 @@ KINDS = {
         Kind("tsv", f"TSV, {_COMPRESSED}", (".tsv", ".tab")),
         Kind("conll", f"CoNLL columns (.conll, .iob, .bio), {_COMPRESSED}", (".conll", ".iob", ".bio")),
         Kind("conllu", f"CoNLL-U, {_COMPRESSED}", (".conllu",)),
+        Kind("squad", f"SQuAD's JSON (.json), {_COMPRESSED}", (".json",)),
         Kind("parquet", "Parquet", (".parquet", ".pq"), True, (b"PAR1",)),
         # An IPC file; the mark that begins each message of a stream.
         Kind("arrow", "Arrow IPC (.arrow, .feather, .ipc)", (".arrow", ".feather", ".ipc"), True, (b"ARROW1", b"\xff\xff\xff\xff")),

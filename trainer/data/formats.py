@@ -12,6 +12,7 @@ from trainer.data.csv_files import CsvRecords
 from trainer.data.json_files import JsonRecords
 from trainer.data.segments import Format
 from trainer.data.sources import Document
+from trainer.data.squad_files import SquadRecords
 from trainer.data.stdlib_examples import ModuleExamples
 from trainer.data.text import TextFormat
 from trainer.data.token_files import MegatronFormat, NanoGPTFormat
@@ -24,6 +25,7 @@ FORMATS: dict[str, type[Format]] = {
         CsvRecords,
         ConllRecords,
         ConlluRecords,
+        SquadRecords,
         ParquetRecords,
         ArrowRecords,
         ModuleExamples,

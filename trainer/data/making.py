@@ -54,7 +54,8 @@ def make_corpus(
     examples = planned.layout.examples
     end = None if config.task.sentences or examples else special.eos
     dtype = "uint8" if examples else "uint16" if special.size <= 1 << 16 else "uint32"
-    job = Job(str(tokenizer), dtype, to_plain(planned.layout), planned.parting.threshold, end)
+    parting = planned.parting
+    job = Job(str(tokenizer), dtype, to_plain(planned.layout), parting.threshold, end, parting.together)
     parts = encode_parts(planned, job, target, config.data.processes or cores(), on_error, report)
     with made_once(target, report.line) as claim:
         if claim:

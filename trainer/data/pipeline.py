@@ -65,7 +65,7 @@ def sample_text(planned: Plan, limit: int, on_error: OnError) -> Iterator[str]:
             for segment in unit.segments:
                 found = cut_out(planned.layout, segment)
                 complain(found.flaws, planned, on_error)
-                for split, text in splits(found, segment, planned.parting.threshold):
+                for split, text in splits(found, segment, planned.parting):
                     if split == TRAIN:
                         yield from cut(planned.layout.learnable(text))
 

@@ -5,6 +5,7 @@ The reader only looks for borders and holds one unit at a time; documents are cu
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -31,10 +32,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class Parting:
-    """What decides which documents are held out: those whose hash is below a threshold, or all from a place on."""
+    """What decides which documents are held out: those whose hash is below a threshold, or all from a place on.
+
+    together: of examples, the field that is hashed, so that those that agree in it stay together; default: all of a document."""
 
     threshold: int = 0
     place: Place | None = None
+    together: str | None = None
+
+    def hashed(self, text: bytes) -> int:
+        return prefix_hash(json.dumps(json.loads(text)[self.together]).encode() if self.together else text)
 
     def split(self, hashed: int) -> str:
         return EVAL if hashed < self.threshold else TRAIN
@@ -80,14 +87,14 @@ def segments(stretch: Stretch, layout: Format, parting: Parting, prefix: int, un
             # A document too long for a unit: its first part decides, since the rest may not even be read yet.
             if segment.opens:
                 first = layout.documents(segment).texts
-                current = parting.split(prefix_hash(first[0] if first else b""))
+                current = parting.split(parting.hashed(first[0] if first else b""))
             segment.split = current
         yield segment
 
 
-def splits(cut: Cut, segment: Segment, threshold: int) -> Iterator[tuple[str, bytes]]:
+def splits(cut: Cut, segment: Segment, parting: Parting) -> Iterator[tuple[str, bytes]]:
     """The documents of a segment that repeat no earlier one, each with its split."""
-    parting, repeated = Parting(threshold), set(segment.repeated)
+    repeated = set(segment.repeated)
     for index, text in enumerate(cut.texts):
         if index not in repeated:
-            yield segment.split or parting.split(prefix_hash(text)), text
+            yield segment.split or parting.split(parting.hashed(text)), text

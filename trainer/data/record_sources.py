@@ -28,6 +28,9 @@ class Columns:
     source: Any = identity(None, help="the text that another is written from")
     target: Any = identity(None, help="the text that is written, or a list of references")
     messages: Any = identity(None, help="the turns of a dialogue, a list")
+    question: Any = identity(None, help="a question")
+    context: Any = identity(None, help="the text that holds its answer")
+    answers: Any = identity(None, help="answers: their texts, and where they begin in the context")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -196,6 +199,25 @@ class Conllu(RecordFiles):
         from trainer.data.conll_files import ConlluRecords, conll_columns
 
         return conll_columns(file, ConlluRecords())
+
+
+@choice
+class Squad(RecordFiles):
+    """SQuAD's JSON: a record is a question: id, title, question, context, answers."""
+
+    name: str = "squad"
+
+    kind: ClassVar[str] = "squad"
+
+    def reader(self, columns: Sequence[str]) -> Records:
+        from trainer.data.squad_files import SquadRecords
+
+        return SquadRecords(tuple(columns))
+
+    def there(self, file: SourceFile) -> dict[str, bool]:
+        from trainer.data.squad_files import COLUMNS
+
+        return {column: column != "answers" for column in COLUMNS}
 
 
 @choice

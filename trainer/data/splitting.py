@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data import parts
 from trainer.data.duplicates import Repeated
-from trainer.data.fingerprints import Fingerprint, prefix_hash
+from trainer.data.fingerprints import Fingerprint
 from trainer.data.formats import to_plain
 from trainer.data.parts import Stretch, stretches
 from trainer.data.reading import Parting, units
@@ -67,7 +67,8 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint], fiel
     files = [file for file, _ in kept]
     found = [content for _, content in kept]
     given = any(file.split for file in files)
-    parting = Parting() if given or not files else _part(source.held_out, layout, files, found)
+    together = next((name for name, field in (fields or {}).items() if field.together), None)
+    parting = Parting() if given or not files else _part(source.held_out, layout, files, found, together)
     sizes = [content.size + content.mark for content in found]
     pieces = stretches(files, sizes, layout, divide=parting.place is None)
     identity: dict[str, Any] = {
@@ -78,6 +79,8 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint], fiel
         "threshold": parting.threshold,
         "place": parting.place and asdict(parting.place),
     }
+    if parting.together:
+        identity["together"] = parting.together
     if len(pieces) > len(files):
         # Where large files are cut decides which text a tokenizer is trained on.
         identity["part_bytes"] = parts.PART_BYTES
@@ -87,21 +90,24 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint], fiel
     return Plan(files, prefixes, size, layout, parting, dropped, listing.where, digest, listing.about, pieces)
 
 
-def _part(held_out: float, layout: Format, files: list[SourceFile], contents: list[Fingerprint]) -> Parting:
+def _part(held_out: float, layout: Format, files: list[SourceFile], contents: list[Fingerprint], together: str | None) -> Parting:
     """By hash where there are documents enough, else at a place in the last bytes."""
     if layout.whole_files:
         hashes = [content.prefix for content in contents]
         everything = True
     else:
-        hashes, everything = _first_documents(files, layout)
+        hashes, everything = _first_documents(files, layout, Parting(together=together))
     if len(hashes) < FEW_DOCUMENTS and not layout.examples:
         return Parting(place=layout.tail(files, [content.size + content.mark for content in contents], held_out))
+    if everything and not hashes:
+        # Why nothing can be read is told by whoever reads it.
+        return Parting()
     if everything:
-        return Parting(threshold=sorted(hashes)[max(1, round(held_out * len(hashes))) - 1] + 1)
-    return Parting(threshold=int(held_out * 2**64))
+        return Parting(sorted(hashes)[max(1, round(held_out * len(hashes))) - 1] + 1, together=together)
+    return Parting(int(held_out * 2**64), together=together)
 
 
-def _first_documents(files: list[SourceFile], layout: Format) -> tuple[list[int], bool]:
+def _first_documents(files: list[SourceFile], layout: Format, parting: Parting) -> tuple[list[int], bool]:
     """Hashes of the first documents, and whether these are all."""
     hashes: list[int] = []
     whole = stretches(files, [0] * len(files), layout, divide=False)
@@ -109,7 +115,7 @@ def _first_documents(files: list[SourceFile], layout: Format) -> tuple[list[int]
         for segment in unit.segments:
             # Of a document in several segments the first counts.
             if segment.opens:
-                hashes += [prefix_hash(text) for text in layout.documents(segment).texts]
+                hashes += [parting.hashed(text) for text in layout.documents(segment).texts]
         if len(hashes) >= _COUNTED:
             return hashes, False
     return hashes, True

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.formats import from_plain
-from trainer.data.reading import Unit, splits
+from trainer.data.reading import Parting, Unit, splits
 from trainer.data.segments import Flaw, cut_out
 from trainer.data.sources import EVAL, SPLITS
 from trainer.data.text import piece_border
@@ -30,13 +30,15 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 @dataclass(frozen=True)
 class Job:
     """How units are tokenized. tokenizer: its folder. layout: the format of the files, as plain values. threshold: of the hash, below
-    which a document is held out. end: the token before each document, or None to keep sentences instead."""
+    which a document is held out; together: of examples, the field that is hashed, else all of it. end: the token before each document, or
+    None to keep sentences instead."""
 
     tokenizer: str
     dtype: str
     layout: dict[str, Any]
     threshold: int
     end: int | None
+    together: str | None = None
 
     @property
     def sentences(self) -> bool:
@@ -77,12 +79,13 @@ class Encoder:
         """All of a unit, by split."""
         result = Encoded()
         texts: dict[str, list[tuple[bytes, bool]]] = {split: [] for split in SPLITS}
+        parting = Parting(self.job.threshold, together=self.job.together)
         for segment in unit.segments:
             cut = cut_out(self.layout, segment)
             result.flaws += cut.flaws
             _add(result.dropped, cut.dropped)
             _add(result.dropped, Counter(flaw.reason for flaw in cut.flaws))
-            for split, text in splits(cut, segment, self.job.threshold):
+            for split, text in splits(cut, segment, parting):
                 texts[split].append((text, segment.opens))
         for split, documents in texts.items():
             if documents and self.layout.examples:

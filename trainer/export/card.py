@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 Rows = list[tuple[str, str]]
 
 # What a hub calls the use of a model, by its head.
-_PIPELINES = {"causal": "text-generation", "masked": "fill-mask", "pretraining": "fill-mask"}
+_PIPELINES = {
+    "causal": "text-generation",
+    "masked": "fill-mask",
+    "pretraining": "fill-mask",
+    "sequence_classification": "text-classification",
+    "token_classification": "token-classification",
+    "question_answering": "question-answering",
+}
 # By head: what the tokenizer is given, and what is done with it.
 _USES = {
     "causal": ('"Once upon a time"', "model.generate(**tokens, max_new_tokens=40)[0]"),

@@ -62,7 +62,7 @@ This step was not evaluated.
 - Nothing was measured but the figures above, where there are any: no other domain, no task, no safety.
 {% if objective == "causal" %}
 - It goes on with a text. It was not trained to follow instructions, and states falsehoods as fluently as facts.
-{% else %}
+{% elif objective in ("masked", "pretraining", "denoising") %}
 - It fills in what is hidden from it. For a task of your own it wants fine-tuning.
 {% endif %}
 - It was trained on rows of {{ sequence_length }} tokens, and longer texts are beyond what it has learned.

@@ -109,6 +109,10 @@ def sliced(model: PreTrainedModel, files: list[Path]) -> dict[str, Sliced] | Non
             name, pattern = rename_source_key(key, renamings, converters, prefix, names)
             if name not in names and key in names:
                 name, pattern = rename_source_key(key, [], [], prefix, names)
+            if name not in names:
+                # Beside some heads a body has another name: of a Llama `transformer` where it answers questions, else `model`.
+                beside = f"{prefix}.{name.partition('.')[2]}"
+                name = beside if beside in names else name
             if pattern is not None:
                 return None
             found[name] = opened.get_slice(key)

@@ -30,10 +30,12 @@ class Pick:
 
 @dataclass(frozen=True)
 class Field:
-    """What a task reads of an example. columns: names that it usually goes by, the likeliest first. optional: examples may lack it."""
+    """What a task reads of an example. columns: names that it usually goes by, the likeliest first. optional: examples may lack it.
+    together: examples that agree in it are on the same side of a split that we make."""
 
     columns: tuple[str, ...]
     optional: bool = False
+    together: bool = False
 
 
 @dataclass

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.choices import ConfigError, choice, identity, require_share
 from trainer.tasks import Field, scores
-from trainer.tasks.labelled import Ints, Labelled, Row, Score, Scored, in_order, numbers, refuse_label
+from trainer.tasks.labelled import Ints, Labelled, Row, Score, Scored, in_order, numbers, refuse_label, token_types
 
 if TYPE_CHECKING:
     from torch import nn
@@ -134,10 +134,7 @@ class Classification(Labelled):
         self, rows: Sequence[Mapping[str, Ints]], counted: NDArray[np.bool_], learned: Mapping[str, Any]
     ) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
         index = np.flatnonzero(counted)
-        found: dict[str, NDArray[Any]] = {"classification_index": index}
-        if any(len(row["token_type_ids"]) for row in rows):
-            types = [row["token_type_ids"] if len(row["token_type_ids"]) else np.zeros_like(row["input_ids"]) for row in rows]
-            found["token_type_ids"] = np.concatenate(types)[None]
+        found = {"classification_index": index, **token_types(rows)}
         found["classification_targets"] = targets_of([row["target"] for row, scored in zip(rows, counted, strict=True) if scored], learned)
         return found, {"classification": len(index)}
 

@@ -194,6 +194,14 @@ def taken(corpus: Corpus, split: str) -> Iterator[tuple[int, list[dict[str, Any]
         first += len(examples)
 
 
+def token_types(rows: Sequence[Mapping[str, Ints]]) -> dict[str, NDArray[Any]]:
+    """Which of two texts each token is of, `token_type_ids` `[1, tokens]`; nothing where no row has two, of which it is kept."""
+    if not any(len(row["token_type_ids"]) for row in rows):
+        return {}
+    types = [row["token_type_ids"] if len(row["token_type_ids"]) else np.zeros_like(row["input_ids"]) for row in rows]
+    return {"token_type_ids": np.concatenate(types)[None]}
+
+
 def numbers(values: Sequence[str]) -> list[float] | None:
     """Values as numbers; None where one is none."""
     try:
