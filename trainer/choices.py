@@ -23,6 +23,7 @@ _PACKAGES = (
     "trainer.models",
     "trainer.adapters",
     "trainer.tasks",
+    "trainer.teachers",
     "trainer.data",
     "trainer.strategies",
     "trainer.settings",

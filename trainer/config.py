@@ -28,6 +28,7 @@ from trainer.schedules import Schedule
 from trainer.settings import Checkpoint, Device, Precision, Profile, Survival, Tracking
 from trainer.strategies import Strategy
 from trainer.tasks import Task
+from trainer.teachers import Teacher
 
 if TYPE_CHECKING:
     Count = int
@@ -102,6 +103,7 @@ class Config:
     adapter: Adapter = MISSING
     tokenizer: Tokenizer = MISSING
     task: Task = MISSING
+    teacher: Teacher = MISSING
     data: Data = MISSING
     optim: Optim = MISSING
     schedule: Schedule = MISSING
@@ -128,11 +130,16 @@ class Config:
         return self.task.objective_on(self.model)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """term → weight in the training objective."""
+        return self.teacher.weights(self.task)
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output_dir)
 
 
-GROUPS = ("model", "adapter", "tokenizer", "task", "data", "optim", "schedule", "strategy", "precision", "launcher", "device",
+GROUPS = ("model", "adapter", "tokenizer", "task", "teacher", "data", "optim", "schedule", "strategy", "precision", "launcher", "device",
           "tracking", "checkpoint", "survival", "profile")  # fmt: skip
 # What a run's name cannot hold: it is a folder's name and stands on command lines.
 UNNAMEABLE = re.compile(r"[^\w.,=@+ -]")
@@ -311,7 +318,7 @@ def load(path: Path | str) -> Config:
 
 
 # Groups that runs of earlier versions have not frozen, as they were then.
-_LATER = {"adapter": {"name": "none"}}
+_LATER = {"adapter": {"name": "none"}, "teacher": {"name": "none"}}
 
 
 def from_dict(tree: dict[str, Any]) -> Config:

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 class Start:
     """A task's module without values, what of it is frozen and adapted, and where values come from. base: of what is frozen, if anything.
 
-    notices: lines for people.
+    notices: lines for people. teacher: a digest of its values, if there is one.
     """
 
     module: nn.Module
     weights: Read
     base: Base | None
     notices: tuple[str, ...]
+    teacher: str | None = None
 
 
 def start(config: Config, corpus: Corpus, world: World, opened: Opened | None = None) -> Start:
@@ -49,7 +50,12 @@ def start(config: Config, corpus: Corpus, world: World, opened: Opened | None = 
     module = config.task.module(config, corpus)
     begun = start_of(module, config, world, opened.read if opened else None, opened.state.get("base") if opened else None)
     notices = (str(getattr(module, "notice", "")), *begun.notices)
-    return Start(module, begun.weights, begun.base, tuple(filter(None, notices)))
+    found = Start(module, begun.weights, begun.base, tuple(filter(None, notices)))
+    if not config.teacher.teaches:
+        return found
+    from trainer.teaching import with_teacher
+
+    return with_teacher(found, config, corpus, opened.state.get("teacher") if opened else None)
 
 
 def start_of(
@@ -178,8 +184,8 @@ def _refuse_other_tokens(source: str, theirs: RunDir, corpus: Corpus) -> None:
         )
 
 
-def refuse_other_ids(config: Config, corpus: Corpus) -> None:
-    """Raise ConfigError (B04) where a pretrained model has a tokenizer of its own in which our tokens have other ids."""
+def refuse_other_ids(config: Config, corpus: Corpus, key: str = "model.path") -> None:
+    """Raise ConfigError (B04) where a pretrained model has a tokenizer of its own in which our tokens have other ids. key: its."""
     model, ours = config.model, config.tokenizer
     if not isinstance(model, Pretrained) or isinstance(ours, PretrainedTokenizer) and ours.path == model.path:
         return
@@ -192,7 +198,7 @@ def refuse_other_ids(config: Config, corpus: Corpus) -> None:
     if differ:
         number, token = differ[0]
         raise ConfigError(
-            f"tokenizer: {token!r} has id {number}, but {theirs[token]} in the tokenizer of model.path: {model.path}, whose ids its "
+            f"tokenizer: {token!r} has id {number}, but {theirs[token]} in the tokenizer of {key}: {model.path}, whose ids its "
             f"embedding knows ({len(differ):,} tokens differ); take that one: tokenizer=pretrained tokenizer.path={model.path}. "
             "To learn the embedding anew, give a folder of the model without its tokenizer's files"
         )

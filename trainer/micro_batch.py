@@ -79,13 +79,14 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     split = corpus.split("train")
     best, best_rate, size = 0, 0.0, 1
     while size <= rows:
-        loader = Loader(config.task, split, Order(0, len(split.rows), shuffle=False), Batches(size, size), size)
+        order = Order(0, len(split.rows), shuffle=False)
+        loader = Loader(config.task, split, order, Batches(size, size), size, teacher=config.teacher)
         try:
             step = loader.step(0)
             batch = step.micro_batches[0].to(device)
 
             def once() -> None:
-                placement.accumulate(objective(placement.module(batch), config.task.weights, step.targets), last=True)  # noqa: B023
+                placement.accumulate(objective(placement.module(batch), config.weights, step.targets), last=True)  # noqa: B023
                 placement.finish(0.0, config.optim.max_norm)
 
             once()

@@ -86,3 +86,12 @@ def layer_factors(names: Sequence[str], layer_decay: float) -> dict[str, float]:
     blocks = max(block.values()) + 1
     below = {name: blocks + 1 if is_embedding(name) else 0 for name in names}
     return {name: layer_decay ** (blocks - block[name] if name in block else below[name]) for name in names}
+
+
+def renumbered(name: str, kept: Sequence[int]) -> str | None:
+    """A name as it is where only these blocks are left; None: of one that is not."""
+    match = _BLOCK.search(name)
+    if match is None:
+        return name
+    number = int(match[1])
+    return f"{name[: match.start(1)]}{list(kept).index(number)}{name[match.end(1) :]}" if number in kept else None

@@ -91,10 +91,10 @@ class Training:
         self.corpus = open_corpus(resolved["corpus"], resolved["rows"], config)
         self.micro_batch = int(resolved["micro_batch"])
         begun = start(config, self.corpus, world, opened)
-        module, self.base = begun.module, begun.base
+        module, self.base, self.teacher = begun.module, begun.base, begun.teacher
         for notice in begun.notices if world.leads else ():
             print(notice, flush=True)
-        self.counts = counts_of(module.parameters())
+        self.counts = counts_of(module.model.parameters())  # type: ignore[union-attr]
         self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
         recompute_blocks(module, config.recompute)
         self.placement = config.strategy.place(module, begun.weights, config.optim.build, config, world)
@@ -111,6 +111,7 @@ class Training:
             data_size=self.placement.data_size,
             workers=config.data.workers,
             pin=world.device.type == "cuda",
+            teacher=config.teacher,
         )
         self.steps = len(self.loader)
         self.held_outs = held_outs(config, self.run, self.corpus, self.task, self.micro_batch, self.placement)
@@ -119,12 +120,13 @@ class Training:
     def _prove(self) -> None:
         """Throwaway backwards on the same rows on every rank: the placement shows that it averages, and DDP settles its buckets."""
         first = self.loader.split.rows
-        rehearsal = Loader(self.task, self.loader.split, Order(0, len(first), shuffle=False), Batches(1, 1), 1).step(0)
+        order, teacher = Order(0, len(first), shuffle=False), self.config.teacher
+        rehearsal = Loader(self.task, self.loader.split, order, Batches(1, 1), 1, teacher=teacher).step(0)
         batch = rehearsal.micro_batches[0].to(self.world.device)
 
         def backward(scale: float) -> None:
             losses = self.placement.module(batch)
-            self.placement.accumulate(objective(losses, self.task.weights, rehearsal.targets) * scale, last=True)
+            self.placement.accumulate(objective(losses, self.config.weights, rehearsal.targets) * scale, last=True)
 
         proof = prove(self.placement, backward, self.world)
         if self.world.leads:
@@ -149,7 +151,7 @@ class Training:
         self.saves = Saves(config, self.run, world, self._event, opened)
         events = self.run.events()
         self.meter = Meter(
-            self.task.weights,
+            config.weights,
             config.log_every,
             world,
             work=self.work,
@@ -169,7 +171,7 @@ class Training:
 
     def loop(self) -> Outcome:
         """Train to the budget, or to an agreed stop, or to a halt."""
-        config, placement, meter, weights = self.config, self.placement, self.meter, self.task.weights
+        config, placement, meter, weights = self.config, self.placement, self.meter, self.config.weights
         data = self.loader.steps(self.position)
         profiled = profiling(config.profile, self.run.path, self.world, meter.paused, self.trackers.message)  # type: ignore[arg-type]
         with no_garbage_collection(), profiled as profiler:
@@ -269,6 +271,8 @@ class Training:
         state: dict[str, Any] = {"step": self.step, "position": self.position, "tokens": self.tokens}
         if self.base is not None:
             state["base"] = self.base.told()
+        if self.teacher is not None:
+            state["teacher"] = self.teacher
         return self.saves.snapshot(self.placement, state, self.measured)
 
     def _halted(self) -> Outcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -20,6 +20,7 @@ from trainer.data.corpus import Split
 from trainer.data.deal import Deal, deal
 from trainer.data.order import Ordering
 from trainer.tasks import Batch, Pick, Task
+from trainer.teachers import NoTeacher, Teacher
 
 # A thread is handed work for at least so many rows: handing over costs as much as reading some of them.
 _ROWS_A_TASK = 32
@@ -60,6 +61,7 @@ class Loader:
     data_size: int = 1
     workers: int = 0
     pin: bool = False
+    teacher: Teacher = field(default_factory=NoTeacher)
 
     def __len__(self) -> int:
         return self.batches.left()
@@ -106,6 +108,8 @@ class Loader:
             batch = self.task.collate(self.split, picks or [Pick(int(rows[shortest]), int(epochs[shortest]), counted=False)])
             batch.rows = tuple(pick.row for pick in picks)
             micro_batches.append(batch.pinned() if self.pin else batch)
+        targets = {term: int(np.asarray(counts[rows], dtype=np.int64).sum()) for term, counts in self.split.rows.targets.items()}
+        tokens = int(lengths.sum(dtype=np.int64))
         return Step(
             start=start,
             stop=stop,
@@ -113,8 +117,6 @@ class Loader:
             epochs=epochs,
             mine=[int(rows[index]) for hand in hands for index in hand],
             micro_batches=micro_batches,
-            targets=self.task.counted(
-                {term: int(np.asarray(counts[rows], dtype=np.int64).sum()) for term, counts in self.split.rows.targets.items()}
-            ),
-            tokens=int(lengths.sum(dtype=np.int64)),
+            targets=self.teacher.counted(self.task.counted(targets), self.task, tokens),
+            tokens=tokens,
         )

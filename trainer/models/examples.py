@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from trainer.models import padded
 from trainer.models.head import without_cache
+from trainer.models.headed import Headed, soft_targets
 from trainer.models.layout import CAUSAL, MASKED, first_position
 from trainer.models.packed import use_attention, use_packed_attention
 from trainer.models.padded import Unpacked
@@ -28,7 +29,7 @@ _POOLS_BY_ITSELF = frozenset({"albert"})
 _GIVEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
-class ExampleModule(nn.Module):
+class ExampleModule(Headed):
     """A model with a head for examples. notice: a line for people; empty where examples are known to keep apart in one packed row."""
 
     def __init__(self, model: PreTrainedModel):
@@ -89,10 +90,12 @@ class TaggingModule(ExampleModule):
         super().__init__(model)
         self.smoothing = smoothing
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        inputs = batch.inputs
-        places = Unpacked.of(batch.lengths, inputs["input_ids"].device).home.index_select(0, inputs["tags_index"])
-        logits = self.outputs(batch).logits.flatten(0, 1).index_select(0, places).float()
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
+        places = Unpacked.of(batch.lengths, batch.inputs["input_ids"].device).home.index_select(0, batch.inputs["tags_index"])
+        return {"tags": self.outputs(batch).logits.flatten(0, 1).index_select(0, places).float()}
+
+    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        logits, inputs = heads["tags"], batch.inputs
         smoothing = self.smoothing if self.training else 0.0
         sums = {"tags": F.cross_entropy(logits, inputs["tags_targets"], reduction="sum", label_smoothing=smoothing)}
         if self.training:
@@ -111,10 +114,22 @@ class ClassificationModule(ExampleModule):
         self.weights: Tensor | None
         self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        logits = self.outputs(batch).logits.float().index_select(0, batch.inputs["classification_index"])
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
+        return {"classification": self.outputs(batch).logits.float().index_select(0, batch.inputs["classification_index"])}
+
+    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        logits = heads["classification"]
         sums = {"classification": self.loss(logits, batch.inputs["classification_targets"])}
         return sums if self.training else sums | {"logits": logits}
+
+    def divergence(self, term: str, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Of several labels, of the chances of each; of a number, the squared error."""
+        if self.problem == "single_label_classification":
+            return super().divergence(term, student, teacher, temperature)
+        if self.problem == "multi_label_classification":
+            one, other = (torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (student, teacher))
+            return soft_targets(one, other, temperature) / student.shape[-1]
+        return F.mse_loss(student, teacher, reduction="none").mean(-1).sum()
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Summed over examples. logits: `[examples, labels]`; targets: `[examples]` labels, or `[examples, labels]` values."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from trainer.models.headed import Headed
 from trainer.models.layout import layout_of, pairs_of
 from trainer.models.packed import use_packed_attention
 from trainer.tasks import Batch
@@ -35,7 +36,7 @@ def vocabulary_sums(term: str, logits: Tensor, targets: Tensor, vocabulary_size:
     }
 
 
-class LanguageModule(nn.Module):
+class LanguageModule(Headed):
     """A language model over packed rows. notice: a line for people on how documents are kept apart; empty where that is known.
 
     regularized: in training the sums for label smoothing and z-loss are wanted too.
@@ -60,10 +61,13 @@ class CausalModule(LanguageModule):
 
     causal = True
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
         everywhere = batch.targets["clm"] == batch.inputs["input_ids"].shape[1]
-        logits = self.logits(batch, None if everywhere else batch.inputs["clm_index"])
-        return vocabulary_sums("clm", logits, batch.inputs["clm_targets"], self.vocabulary_size, self.regularized and self.training)
+        return {"clm": self.logits(batch, None if everywhere else batch.inputs["clm_index"])}
+
+    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        regularized = self.regularized and self.training
+        return vocabulary_sums("clm", heads["clm"], batch.inputs["clm_targets"], self.vocabulary_size, regularized)
 
 
 class MaskedModule(LanguageModule):
@@ -71,16 +75,18 @@ class MaskedModule(LanguageModule):
 
     causal = False
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        targets = batch.inputs["mlm_targets"]
-        logits = self.logits(batch, batch.inputs["mlm_index"])
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
+        return {"mlm": self.logits(batch, batch.inputs["mlm_index"])}
+
+    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        logits, targets = heads["mlm"], batch.inputs["mlm_targets"]
         sums = vocabulary_sums("mlm", logits, targets, self.vocabulary_size, self.regularized and self.training)
         if not self.training:
             sums["mlm_right"] = (logits[:, : self.vocabulary_size].argmax(-1) == targets).sum()
         return sums
 
 
-class DenoisingModule(nn.Module):
+class DenoisingModule(Headed):
     """An encoder–decoder model: every token that the decoder writes is a target. notice, regularized: as LanguageModule has them."""
 
     def __init__(self, model: PreTrainedModel, vocabulary_size: int, regularized: bool = False):
@@ -90,16 +96,18 @@ class DenoisingModule(nn.Module):
         self.model = model
         self.vocabulary_size = vocabulary_size
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        targets = batch.inputs["denoising_targets"]
-        logits = self.layout.logits(self.model, batch, batch.inputs.get("denoising_index"))
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
+        return {"denoising": self.layout.logits(self.model, batch, batch.inputs.get("denoising_index"))}
+
+    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        logits, targets = heads["denoising"], batch.inputs["denoising_targets"]
         sums = vocabulary_sums("denoising", logits, targets, self.vocabulary_size, self.regularized and self.training)
         if not self.training:
             sums["denoising_right"] = (logits[:, : self.vocabulary_size].argmax(-1) == targets).sum()
         return sums
 
 
-class PretrainingModule(nn.Module):
+class PretrainingModule(Headed):
     """BERT's two objectives over packed pairs: the vocabulary head on masked rows only, the next-sentence head on each pair's first row."""
 
     def __init__(self, model: PreTrainedModel, vocabulary_size: int, regularized: bool = False):
@@ -109,9 +117,8 @@ class PretrainingModule(nn.Module):
         self.model = model
         self.vocabulary_size = vocabulary_size
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        masked, relation = self._logits(batch)
-        inputs = batch.inputs
+    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        masked, relation, inputs = heads["mlm"], heads["nsp"], batch.inputs
         sums = vocabulary_sums("mlm", masked, inputs["mlm_targets"], self.vocabulary_size, self.regularized and self.training)
         sums["nsp"] = loss_sum(relation, inputs["nsp_targets"], 2)
         if not self.training:
@@ -119,7 +126,7 @@ class PretrainingModule(nn.Module):
             sums["nsp_right"] = (relation.argmax(-1) == inputs["nsp_targets"]).sum()
         return sums
 
-    def _logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
         inputs = batch.inputs
         bert: Any = self.model.base_model
         heads: Any = self.model.cls
@@ -132,4 +139,4 @@ class PretrainingModule(nn.Module):
         masked = heads.predictions(hidden.index_select(0, inputs["mlm_index"]))
         # The stock pooler sees only a row's first token; here every pair's first token is one.
         pooled = bert.pooler(hidden.index_select(0, inputs["nsp_index"]).unsqueeze(1))
-        return masked, heads.seq_relationship(pooled)
+        return {"mlm": masked, "nsp": heads.seq_relationship(pooled)}

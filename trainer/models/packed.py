@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -71,6 +72,8 @@ def packed_attention(
     if key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    for watch in _WATCHES:
+        watch(query, key, value)
     lengths = tuple(doc_lens)
     seen = Seen(bool(getattr(module, "is_causal", False)), sliding_window if sliding_window and sliding_window < max(lengths) else None)
     rate = dropout if module.training else 0.0
@@ -83,6 +86,19 @@ def packed_attention(
     if kernel is not None:
         return kernel(query, key, value, lengths, seen, scaling), None
     return _by_length(query, key, value, lengths, seen, rate, scaling), None
+
+
+_WATCHES: list[Callable[..., None]] = []
+
+
+@contextmanager
+def watched(watch: Callable[..., None]) -> Iterator[None]:
+    """Inside, every attention tells its queries, keys and values, `[1, heads, tokens, head]` each."""
+    _WATCHES.append(watch)
+    try:
+        yield
+    finally:
+        _WATCHES.remove(watch)
 
 
 def _by_length(

@@ -29,6 +29,9 @@ class Pretrained(Model):
     path: str = identity("", help="directory or hub id")
     revision: str | None = identity(None, help="commit of a hub repository")
     dropout: float | None = identity(None, help="everywhere; default: what its configuration says, of each part")
+    keep_layers: list[int] | None = identity(
+        None, help="build the model of these transformer blocks alone, counted from 0; default: of all"
+    )
     trust_remote_code: bool = identity(False, help="run the repository's own code; needs model.revision")
 
     def check(self) -> None:
@@ -40,6 +43,9 @@ class Pretrained(Model):
             )
         if self.dropout is not None:
             require_share(self, "dropout")
+        kept = self.keep_layers
+        if kept is not None and (not kept or kept != sorted(set(kept)) or kept[0] < 0):
+            raise ConfigError(f"model.keep_layers: {kept}; allowed: numbers of blocks from 0, in their order, e.g. [0,2,4,6,8,11]")
 
     @property
     def pairs(self) -> bool:
@@ -58,6 +64,11 @@ class Pretrained(Model):
         config = self._load(AutoConfig.from_pretrained)
         if self.dropout and not dropouts_of(config) + dropouts_of(config.get_text_config()):
             raise ConfigError(f"model.dropout: {self.dropout}, but the configuration of {self.path} names no dropout; leave it out")
+        if self.keep_layers and (config.is_encoder_decoder or self.keep_layers[-1] >= config.num_hidden_layers):
+            blocks = (
+                "an encoder and a decoder, of which blocks cannot be chosen" if config.is_encoder_decoder else f"{config.num_hidden_layers}"
+            )
+            raise ConfigError(f"model.keep_layers: {self.keep_layers}, but {self.path} has {blocks}; the last of several is one less")
         if not has_head(config, objective) and not self.trust_remote_code:
             have = [name for name in HEADS if has_head(config, name)]
             raise ConfigError(
@@ -89,6 +100,10 @@ class Pretrained(Model):
         config = self._load(AutoConfig.from_pretrained)
         if self.dropout is not None:
             set_dropout(config, self.dropout)
+        if self.keep_layers:
+            config.num_hidden_layers = len(self.keep_layers)
+            if getattr(config, "layer_types", None):
+                config.layer_types = [config.layer_types[layer] for layer in self.keep_layers]
         if labels and config.pad_token_id is None:
             # The head of a decoder finds the end of a text by it.
             config.pad_token_id = vocabulary.pad
@@ -135,9 +150,14 @@ class Pretrained(Model):
             files = self._files()
         except CheckpointError as error:
             raise ConfigError(f"model.path: {error}") from error
-        stored = sliced(model, files) if files is not None else None
+        stored = sliced(model, files, self.keep_layers) if files is not None else None
         if stored is not None:
             return stored, ""
+        if self.keep_layers:
+            raise ConfigError(
+                f"model.keep_layers: {self.keep_layers}; blocks can be chosen of a model in safetensors alone, whose tensors are the ones "
+                f"that are trained; {self.path} is none"
+            )
         why = "its files are no safetensors" if files is None else "transformers converts its tensors as it loads them"
         return {name: Held(tensor) for name, tensor in self._loaded(type(model)).items()}, why
 

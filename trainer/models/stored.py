@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +14,7 @@ from trainer.checkpoint.boxes import Box, Shape, intersection, whole
 from trainer.checkpoint.files import CheckpointError, plain
 from trainer.choices import ConfigError
 from trainer.models.deferred import First
+from trainer.parameter_groups import renumbered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,9 +90,10 @@ class Held:
         return self.tensor[index]
 
 
-def sliced(model: PreTrainedModel, files: list[Path]) -> dict[str, Sliced] | None:
+def sliced(model: PreTrainedModel, files: list[Path], kept: Sequence[int] | None = None) -> dict[str, Sliced] | None:
     """Tensors of safetensors files under the names that this version of transformers gives them; nothing is read yet.
 
+    kept: the blocks of the files that are those of the model; default: all.
     None where it makes parameters by more than renaming, e.g. merges experts: those exist only once it has loaded the whole.
     """
     from safetensors import safe_open
@@ -105,7 +107,10 @@ def sliced(model: PreTrainedModel, files: list[Path]) -> dict[str, Sliced] | Non
     found: dict[str, Sliced] = {}
     for file in files:
         opened = safe_open(file, framework="pt", device="cpu")
-        for key in opened.keys():  # noqa: SIM118 (not a mapping)
+        for there in opened.keys():  # noqa: SIM118 (not a mapping)
+            key = there if kept is None else renumbered(there, kept)
+            if key is None:
+                continue
             name, pattern = rename_source_key(key, renamings, converters, prefix, names)
             if name not in names and key in names:
                 name, pattern = rename_source_key(key, [], [], prefix, names)
@@ -115,7 +120,7 @@ def sliced(model: PreTrainedModel, files: list[Path]) -> dict[str, Sliced] | Non
                 name = beside if beside in names else name
             if pattern is not None:
                 return None
-            found[name] = opened.get_slice(key)
+            found[name] = opened.get_slice(there)
     return found
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from trainer.models import packed
+from trainer.models.headed import Headed
 from trainer.models.heads import vocabulary_sums
 from trainer.models.layout import layout_of, pairs_of
 from trainer.models.packed import use_attention
@@ -47,7 +48,7 @@ class Decoding:
         return GenerationConfig(max_new_tokens=self.longest, **ids, **never, **{"do_sample": False, **self.options})
 
 
-class WritingModule(nn.Module):
+class WritingModule(Headed):
     """forward(batch) → {term: sum over targets}; in evaluation mode with `decoding` also `written`: ids `[documents, longest]`, and
     without it `rows`, zeros for each document.
 
@@ -65,18 +66,13 @@ class WritingModule(nn.Module):
         """How documents go through the model, set up in it, and a line for people."""
         raise NotImplementedError
 
-    def logits(self, batch: Batch) -> Tensor:
-        """`[targets, padded vocabulary]`."""
-        raise NotImplementedError
-
     def written(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         """Ids `[documents, longest]` of what the model writes for each document, from the first one that is its own."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         targets = batch.inputs[f"{self.term}_targets"]
-        logits = self.logits(batch)
-        sums = vocabulary_sums(self.term, logits, targets, self.vocabulary_size, self.regularized and self.training)
+        sums = vocabulary_sums(self.term, heads[self.term], targets, self.vocabulary_size, self.regularized and self.training)
         if self.training:
             return sums
         if self.decoding is None:
@@ -107,9 +103,8 @@ class PromptWriting(WritingModule):
     def layout_of(self, model: PreTrainedModel) -> tuple[Any, str]:
         return layout_of(model, causal=True)
 
-    def logits(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.layout.logits(self.model, batch.inputs, batch.lengths, batch.inputs[f"{self.term}_index"])
-        return logits
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
+        return {self.term: self.layout.logits(self.model, batch.inputs, batch.lengths, batch.inputs[f"{self.term}_index"])}
 
     def written(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         documents = batch.inputs["input_ids"][0].split(batch.lengths)
@@ -132,9 +127,8 @@ class PairWriting(WritingModule):
     def layout_of(self, model: PreTrainedModel) -> tuple[Any, str]:
         return pairs_of(model)
 
-    def logits(self, batch: Batch) -> Tensor:
-        logits: Tensor = self.layout.logits(self.model, batch, batch.inputs[f"{self.term}_index"])
-        return logits
+    def heads(self, batch: Batch) -> dict[str, Tensor]:
+        return {self.term: self.layout.logits(self.model, batch, batch.inputs[f"{self.term}_index"])}
 
     def written(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         read = batch.inputs["input_ids"][0]
