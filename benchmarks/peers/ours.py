@@ -61,5 +61,10 @@ def pace(config: Config, data: Data, folder: Path, warm: int = 1, ready: Sequenc
         watch.end()
     training.stop.close()
     assert outcome is Outcome.finished, outcome
+    return watch.pace(training.steps - warm, losses_in(folder))
+
+
+def losses_in(folder: Path) -> list[float]:
+    """The losses that a run has logged."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return watch.pace(training.steps - warm, [line["loss"] for line in lines if "loss" in line])
+    return [line["loss"] for line in lines if "loss" in line]
