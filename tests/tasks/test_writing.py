@@ -171,6 +171,15 @@ def test_dialogues_teach_the_replies_alone_and_a_template_goes_with_the_model(tm
     assert sorted(written[:-1]) == sorted(shown["written"] for shown in tables["examples"]) and len(written) == 7
 
 
+def test_dialogues_of_which_nothing_fits_are_told(tmp_path, capsys):
+    talk = dialogues(4)
+    talk[1]["messages"][1]["content"] = "very long " * 100
+    ready(tmp_path, "instruct", talk, talk[:1], *GPT, "sequence_length=64")
+    assert "1 of 4 examples (train) are left out: nothing of them within sequence_length=64 is learned" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_b14_what_cannot_be_learned_from_is_refused_with_its_example(tmp_path):
     good, talk = pairs(4), dialogues(4)
     for task, examples, words, said in (

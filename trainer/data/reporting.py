@@ -123,6 +123,11 @@ class Reporter:
             share = f"{rows['leaked']:,} of {splits[EVAL]['documents']:,} held-out examples"
             where = name and f"{name}: "
             self.line(f"[yellow]warning:[/] {where}{share} are also trained on, their labels apart: held-out figures flatter")
+        for split in wanted:
+            if left := tables[split].get("left_out"):
+                what = f"{name and f'{name}: '}{left:,} of {splits[split]['documents']:,} examples ({split})"
+                mend = f"nothing of them within sequence_length={rows['sequence_length']} is learned"
+                self.line(f"[yellow]warning:[/] {what} are left out: {mend}; give a longer one")
         if rows.get("drawn"):
             self.line(f"{name or 'data'}: {rows['drawn']:,} of {splits[TRAIN]['documents']:,} training examples are drawn")
         if not anew:

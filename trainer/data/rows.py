@@ -117,7 +117,7 @@ class RowWriter:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / META).unlink(missing_ok=True)
         self._files: dict[str, BinaryIO] = {}
-        self._rows = self._pieces = self._columns = self._tokens = self._longest = self.values = 0
+        self._rows = self._pieces = self._columns = self._tokens = self._longest = self.values = self.left_out = 0
         self._targets: dict[str, int] = {}
         self._write("pointers", np.zeros(1, np.int64))
 
@@ -158,6 +158,6 @@ class RowWriter:
             os.fsync(stream.fileno())
             stream.close()
         sizes = {"rows": self._rows, "pieces": self._pieces, "columns": self._columns, "tokens": self._tokens}
-        sizes |= {"longest": self._longest, "values": self.values}
+        sizes |= {"longest": self._longest, "values": self.values, "left_out": self.left_out}
         offsets = None if self.offsets is None else list(self.offsets)
         write_json(self.path / META, {**sizes, "targets": self._targets, "offsets": offsets})

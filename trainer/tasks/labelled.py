@@ -144,7 +144,9 @@ class Labelled(Task):
         writer.offsets = (0,)
         tokenizer = load_tokenizer(corpus.tokenizer_path)
         for first, examples in taken(corpus, split):
-            self._write(list(self.encode(examples, first, tokenizer, corpus.learned, sequence_length)), writer)
+            rows = list(self.encode(examples, first, tokenizer, corpus.learned, sequence_length))
+            writer.left_out += len(examples) - len({row.example for row in rows})
+            self._write(rows, writer)
 
     def _write(self, rows: Sequence[Row], writer: RowWriter) -> None:
         pieces, start = np.empty((len(rows), 2 + len(self.sections)), np.int64), writer.values

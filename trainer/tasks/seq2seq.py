@@ -33,7 +33,7 @@ class Seq2Seq(Writing):
     )
 
     fields: ClassVar[Mapping[str, Field]] = {
-        "source": Field(("source", "text", "document", "article", "input", "mr", "src", "1")),
+        "source": Field(("source", "text", "document", "article", "input", "mr", "src", "1"), together=True),
         "target": Field(("target", "summary", "highlights", "output", "ref", "tgt", "title", "2")),
     }
     predicted: ClassVar[tuple[str, ...]] = ("target",)
