@@ -50,6 +50,18 @@ def alone(device: str = "cpu") -> World:
     return World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device(device))
 
 
+def device_of(asked: str | None) -> torch.device:
+    """The device that an option `device` names; by default a GPU where there is one. Raises ConfigError where there is none."""
+    import torch
+
+    from trainer.choices import ConfigError
+
+    there = torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise ConfigError("device=cuda: no GPU is visible here; use device=cpu, or show a GPU")
+    return torch.device(asked or ("cuda" if there else "cpu"))
+
+
 def connect(place: RankEnv) -> Store:
     """The host-side store of this world, under a prefix of its own for each attempt.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trainer.choices import ConfigError
 from trainer.data.vocabularies import sentinels_of
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from trainer.config import Config
+    from trainer.predicting import Predictor
 
 
 @dataclass
@@ -190,11 +191,21 @@ def replies(
 
     from trainer.predicting import Predictor
 
-    task: Any = config.task
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
-    task = replace(task, max_target_length=min(max_tokens, task.max_target_length), generation={**task.generation, **sampling})
-    predictor = Predictor(path, replace(config, task=task), torch.device("cpu"))
+    predictor = Predictor(path, config, torch.device("cpu"))
+    example = predictor.task.asked(prompt)  # type: ignore[attr-defined]
     for seed in seeds:
-        seed_all(seed, "generate")
-        (answer,) = predictor.answers([task.asked(prompt)], 1)
-        yield next(iter(answer.values()))
+        yield reply(predictor, example, max_tokens, temperature, top_k, seed)
+
+
+def reply(predictor: Predictor, example: dict[str, Any], max_tokens: int, temperature: float, top_k: int, seed: int) -> str:
+    """The same of an example, by a model that is loaded. Raises ConfigError where the example leaves no room for an answer."""
+    from trainer.models.writing import Decoding
+
+    task, module = cast(Any, predictor.task), cast(Any, predictor.module)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > 0 else {}
+    module.decoding = Decoding(min(max_tokens, task.max_target_length), {**task.generation, **sampling})
+    seed_all(seed, "generate")
+    (answer,) = predictor.answers([example], 1)
+    if not answer:
+        raise ConfigError(f"prompt: it leaves no room within the {predictor.length} tokens that this model reads; give a shorter one")
+    return str(next(iter(answer.values())))

@@ -45,6 +45,12 @@ def parse(words: list[str], kind: type[T], verb: str) -> T | None:
     return kind(**given)
 
 
+def require_device(device: str | None) -> None:
+    """Raise ConfigError where an option `device` names none."""
+    if device not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device: {device!r}; allowed: cpu, cuda")
+
+
 def taken(words: list[str], kind: type) -> tuple[list[str], list[str]]:
     """Words of a verb that composes a run too: those that are its own options, and the rest."""
     own = {field.name for field in dataclasses.fields(kind)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.choices import ConfigError
-from trainer.options import option, parse
+from trainer.options import option, parse, require_device
 
 SUMMARY = "answer every example of a file with a fine-tuned model"
 
@@ -24,8 +24,7 @@ class Options:
     device: str | None = option(None, help="cpu or cuda; default: a GPU where there is one")
 
     def __post_init__(self) -> None:
-        if self.device not in (None, "cpu", "cuda"):
-            raise ConfigError(f"device: {self.device!r}; allowed: cpu, cuda")
+        require_device(self.device)
         if not self.output.endswith((".jsonl", ".csv")):
             raise ConfigError(f"output: {self.output}; allowed: a file ending in .jsonl or .csv")
         if not Path(self.output).parent.is_dir():
@@ -39,17 +38,14 @@ def run(words: list[str]) -> int:
     options = parse(words, Options, "predict")
     if options is None:
         return 0
-    import torch
-
+    from trainer.distributed import device_of
     from trainer.front_door import console, finished
     from trainer.predicting import Predictor, predict
     from trainer.run import load_frozen
 
     found = finished(options.run)
     config = load_frozen(found.config_path)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: no GPU is visible here; use device=cpu, or show a GPU")
-    predictor = Predictor(found / "model", config, torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    predictor = Predictor(found / "model", config, device_of(options.device))
     with console.status("predicting …") as status:
         done = predict(
             predictor, config, options.input, Path(options.output), options.batch_tokens, lambda count: status.update(f"{count:,} examples")
