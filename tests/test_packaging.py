@@ -87,6 +87,7 @@ def test_a_wheel_used_from_another_folder_resolves_the_siblings(wheel: Path, tmp
         path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")
     }
     assert not seen["torch"], "launch must not import torch"
+    assert {"page.html", "page.css", "page.js"} <= {path.name for path in (target / "trainer" / "trying").iterdir()}
     files = {path.relative_to(target / "trainer") for path in (target / "trainer").rglob("*.py")}
     for folder, prefix in (("trainer", ""), ("conf", "conf"), ("launch", "launch")):
         for module in (ROOT / folder).rglob("*.py"):
