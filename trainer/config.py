@@ -22,6 +22,7 @@ from trainer.data.evals import EvalSet, eval_sets, refuse_shared_figures
 from trainer.data.mixture import leaves, sources_of
 from trainer.data.sources import Data
 from trainer.data.tokenizers import Tokenizer
+from trainer.early_stop import EarlyStop
 from trainer.models import Model
 from trainer.optim import Optim
 from trainer.schedules import Schedule
@@ -95,6 +96,7 @@ class Config:
     log_every: Count = placement(10, help="steps between lines of metrics.jsonl")
     resume: Resume = placement(default_factory=Resume)
     init: Init = identity(default_factory=Init)
+    early_stop: EarlyStop = identity(default_factory=EarlyStop)
     recompute: Recompute = placement(default_factory=Recompute)
     fingerprint: str | None = identity(None, help="of the prepared data; filled in by prepare")
     evals: dict[str, Any] = placement(default_factory=dict, help="sets beside the held-out part: evals.NAME.{source, every, its options}")
@@ -214,17 +216,32 @@ def check(config: Config) -> None:
 
 
 def _require_measured(config: Config) -> None:
-    """Checkpoints can be ranked by a figure only where it is measured on what is saved."""
-    best = getattr(config.checkpoint, "best", None)
-    if best is None:
-        return
-    cadences = {f"eval_{one.name}_": one.every or config.eval_every for one in config.eval_sets}
-    every = next((steps for prefix, steps in cadences.items() if best.startswith(prefix)), config.eval_every)
-    if not best.startswith("eval_") or every is None or config.save_every % every:
+    """Checkpoints can be ranked by a figure only where it is measured on what is saved, and one that is watched has to be measured."""
+    best, watched = getattr(config.checkpoint, "best", None), config.early_stop.figure
+    _, every = measured_every(config, best or "")
+    if best is not None and (not best.startswith("eval_") or every is None or config.save_every % every):
         raise ConfigError(
             f"checkpoint.best: {best} with eval_every={every} and save_every={config.save_every}; allowed: a held-out figure "
             f"(eval_loss, …) that is measured whenever is saved: eval_every={config.save_every}, or another divisor of save_every"
         )
+    config.early_stop.check()
+    key, every = measured_every(config, watched or "")
+    if watched is not None and (not watched.startswith("eval_") or every is None):
+        raise ConfigError(
+            f"early_stop.figure: {watched} with {key}={every}; allowed: a held-out figure (eval_loss, eval_accuracy …) that is measured "
+            f"as the run goes on: set {key} to steps"
+        )
+
+
+def measured_every(config: Config, figure: str) -> tuple[str, int | None]:
+    """The key that says how often a held-out figure is measured, and the steps between two times; None: at the end alone."""
+    one = set_of(config, figure)
+    return (f"{one.key}.every", one.every) if one is not None and one.every else ("eval_every", config.eval_every)
+
+
+def set_of(config: Config, figure: str) -> EvalSet | None:
+    """The named set that a held-out figure is of; None: the held-out part of the run's own data."""
+    return next((one for one in config.eval_sets if figure.startswith(f"eval_{one.name}_")), None)
 
 
 def roles(config: Config) -> dict[str, str]:
@@ -268,7 +285,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def identity_of(config: Config) -> dict[str, Any]:
     """The dotted keys that decide what is computed, with their values."""
     kinds = roles(config)
-    return {key: value for key, value in flatten(to_dict(config)).items() if role_of(key, kinds) == IDENTITY}
+    found = {key: value for key, value in flatten(to_dict(config)).items() if role_of(key, kinds) == IDENTITY}
+    if config.early_stop.figure is None:
+        return found
+    # How often it is looked at decides when the run ends.
+    key, every = measured_every(config, config.early_stop.figure)
+    return found | {key: every}
 
 
 def role_of(key: str, kinds: dict[str, str]) -> str:

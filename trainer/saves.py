@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint.files import folder_of
-from trainer.checkpoint.opening import Opened, open_newest
+from trainer.checkpoint.opening import Opened, open_best, open_newest, open_one
 from trainer.checkpoint.remote import Remote
 from trainer.checkpoint.retention import started_from
 from trainer.checkpoint.saving import Saver
 from trainer.checkpoint.store import Snapshot, snapshot
 from trainer.choices import ConfigError, nearest
 from trainer.config import Config, digest
+from trainer.settings import End
 from trainer.tracking.figures import is_figure
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Saves:
     """Saves of this attempt. event: records one (kind, **fields). opened: the checkpoint that it began from."""
 
     def __init__(self, config: Config, run: RunDir, world: World, event: Callable[..., None], opened: Opened | None):
-        self.config, self.world, self.event = config, world, event
+        self.config, self.world, self.event, self.root = config, world, event, run.checkpoints
         # One that lies in another place, or is not yet named, is written once more where the run ends at its step.
         named = opened is not None and opened.path == folder_of(run.checkpoints, opened.step)
         self.saved_at = opened.step if opened is not None and named else -1
@@ -72,6 +73,12 @@ class Saves:
             self.tell(must)
             if self.saved_at == step:
                 return
+
+    def ending(self, step: int) -> Opened:
+        """The checkpoint that the final figures and `model/` are of, after the last one was saved at this step."""
+        if self.config.checkpoint.end is End.best:  # type: ignore[attr-defined]
+            return open_best(self.root, self.config.checkpoint, self.world, remote_of(self.config))  # type: ignore[arg-type]
+        return open_one(folder_of(self.root, step), self.world)
 
     def wait(self) -> None:
         """Until no save is under way: an end without one more."""

@@ -160,6 +160,13 @@ class BestMode(str, Enum):
     max = "max"
 
 
+class End(str, Enum):
+    """Of which checkpoint the final figures and `model/` are."""
+
+    last = "last"
+    best = "best"
+
+
 class Checkpoint(Choice, group="checkpoint", role="placement"):
     """How checkpoints are written, and which are kept."""
 
@@ -178,7 +185,8 @@ class DefaultCheckpoint(Checkpoint):
     keep: int = placement(2, help="newest checkpoints that are kept")
     keep_every: int | None = placement(None, help="checkpoints of every so many steps are kept for ever")
     best: str | None = placement(None, help="a held-out figure (eval_loss, …): the checkpoint where it was best is kept too")
-    mode: BestMode = placement(BestMode.min, help="min | max: which value of checkpoint.best is the best")
+    mode: BestMode | None = placement(None, help="min | max: which value of checkpoint.best is the best; default: known by its name")
+    end: End = placement(End.last, help="last | best: of which checkpoint the final figures and model/ are")
     on_full: OnFull = placement(OnFull.skip, help="halt | skip | prune: what a run does when the disk is full")
     path: str | None = placement(None, help="a folder or URL (s3://, gs://, …) of this run's own, to which checkpoints are copied")
     asynchronous: bool = placement(True, help="write while training goes on; takes host memory of the size of a rank's state")
@@ -187,6 +195,8 @@ class DefaultCheckpoint(Checkpoint):
         if self.keep < 1:
             raise ConfigError(f"checkpoint.keep: {self.keep}; at least 1, or a resume would have nothing to start from")
         require_positive(self, "keep_every", optional=True)
+        if self.end is End.best and self.best is None:
+            raise ConfigError("checkpoint.end: best without checkpoint.best; name the figure, e.g. checkpoint.best=eval_loss")
 
     def verify(self) -> None:
         if self.path:

@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainer.checkpoint.files import folder_of
-from trainer.checkpoint.opening import open_one
 from trainer.checkpoint.store import Snapshot
 from trainer.choices import ConfigError
-from trainer.config import Config, digest
+from trainer.config import Config, digest, set_of
 from trainer.data.batches import Batches, batches_of
 from trainer.data.corpus import open_corpus
 from trainer.data.loading import Loader, Step
 from trainer.data.order import Order
 from trainer.distributed import World
+from trainer.early_stop import Watched
 from trainer.evaluation import HeldOut, held_outs
 from trainer.export import Form, export
 from trainer.initial import counts_of, start
@@ -78,7 +77,7 @@ class Training:
         self.spans: dict[int, tuple[int, int]] = {}  # positions of the steps since the last log line
         self.last: dict[str, Any] = {}
         self.evaluated: dict[str, Any] = {}
-        self.measured: dict[str, Any] = {}  # of the weights as they are now
+        self.measured: dict[str, Any] = {}  # of the weights as they are now, held-out figures as eval_…
         opened = open_latest(config, run, world)
         self._build(opened)
         self._resume(opened)
@@ -114,6 +113,8 @@ class Training:
             teacher=config.teacher,
         )
         self.steps = len(self.loader)
+        watched_set = set_of(config, config.early_stop.figure or "")
+        self.watched = Watched(config.early_stop, f"eval_{watched_set.name}_loss" if watched_set else "eval_loss")
         self.held_outs = held_outs(config, self.run, self.corpus, self.task, self.micro_batch, self.placement)
         self._prove()
 
@@ -141,6 +142,7 @@ class Training:
         if opened is not None:
             self.placement.load(opened.read)
             self.step, self.position, self.tokens = (int(opened.state[key]) for key in ("step", "position", "tokens"))
+            self.watched.load(opened.state.get("early_stop"))
             batches = self.loader.batches
             if batches.total < self.position:
                 raise ConfigError(
@@ -170,12 +172,12 @@ class Training:
     # -- loop ---------------------------------------------------------------------------------------------------------------------
 
     def loop(self) -> Outcome:
-        """Train to the budget, or to an agreed stop, or to a halt."""
+        """Train to the budget, or until a held-out figure gets no better, or to an agreed stop, or to a halt."""
         config, placement, meter, weights = self.config, self.placement, self.meter, self.config.weights
         data = self.loader.steps(self.position)
         profiled = profiling(config.profile, self.run.path, self.world, meter.paused, self.trackers.message)  # type: ignore[arg-type]
         with no_garbage_collection(), profiled as profiler:
-            while self.step < self.steps:
+            while self.step < self.steps and not self.watched.spent:
                 if self.stop.should_stop(self.step + 1):
                     if not self._log():
                         return self._halted()
@@ -204,6 +206,11 @@ class Training:
                 for held_out in self.held_outs:
                     if held_out.every and self._due(held_out.every):
                         self._evaluate(held_out)
+                self.watched.look(self.step, self.measured)
+                if self.watched.spent:
+                    if not self._log():
+                        return self._halted()
+                    self._event("early_stop", reason=self.watched.reason)
                 if saving:
                     self._save()
             self.saves.wait()
@@ -255,8 +262,9 @@ class Training:
                 self.trackers.samples(self.step, samples(self.placement, self.corpus, self.config, self.world))
         held_out.evaluated_at = self.step
         self.evaluated |= figures
-        self.measured |= figures
-        self.trackers.log(self.step, {key if key.startswith("eval_") else f"eval_{key}": value for key, value in figures.items()})
+        named = {key if key.startswith("eval_") else f"eval_{key}": value for key, value in figures.items()}
+        self.measured |= named
+        self.trackers.log(self.step, named)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """What is evaluated are the moving averages of the weights, where they are kept and asked for."""
@@ -273,6 +281,8 @@ class Training:
             state["base"] = self.base.told()
         if self.teacher is not None:
             state["teacher"] = self.teacher
+        if self.watched.rules.figure is not None:
+            state["early_stop"] = self.watched.told()
         return self.saves.snapshot(self.placement, state, self.measured)
 
     def _halted(self) -> Outcome:
@@ -289,12 +299,14 @@ class Training:
     # -- end ----------------------------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """After the budget: the last evaluation, checkpoint, `model/` and summary."""
+        """After the budget, or an early stop: the last evaluation, checkpoint, `model/` and summary."""
         for held_out in self.held_outs:
             if held_out.evaluated_at != self.step:
                 self._evaluate(held_out)
         self._save(last=True)
-        saved = open_one(folder_of(self.run.checkpoints, self.step), self.world)
+        saved = self.saves.ending(self.step)
+        if saved.step != self.step:
+            self._go_back(saved)
         if not self.world.leads:
             return
         export(self.run, saved, self.run / "model", Form(averages=self.config.optim.ema.shown))
@@ -307,9 +319,19 @@ class Training:
                 self.evaluated
                 | self.task.baselines(self.corpus)
                 | passes
-                | {"samples": self.position, "loss": self.last.get("loss"), "digest": digest(self.config)}
+                | {"model_step": saved.step, "samples": self.position, "loss": self.last.get("loss"), "digest": digest(self.config)}
                 | self.counts
                 | {"world_size": self.world.size, "strategy": self.config.strategy.name, "checkpoint_stall_seconds": sum(stalls)}
             ),
         )
         self.trackers.finish(figures)
+
+    def _go_back(self, opened: Opened) -> None:
+        """The final figures are those of an earlier checkpoint's weights, on every set; the log keeps to the steps that were trained."""
+        self.placement.load(opened.read)
+        self._event("best", at=opened.step, figure=self.config.checkpoint.best)  # type: ignore[attr-defined]
+        with self._averaged():
+            for held_out in self.held_outs:
+                self.evaluated |= held_out.figures(self.world.device)
+                if self.world.leads:
+                    held_out.write_tables(self.run, opened.step)

@@ -58,5 +58,5 @@ def rules(entry: Entry) -> DefaultCheckpoint:
         keep=config.get("checkpoint.keep") or 1,
         keep_every=config.get("checkpoint.keep_every"),
         best=config.get("checkpoint.best"),
-        mode=BestMode(config.get("checkpoint.mode") or "min"),
+        mode=BestMode(config["checkpoint.mode"]) if config.get("checkpoint.mode") else None,
     )

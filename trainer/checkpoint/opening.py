@@ -13,14 +13,16 @@ from trainer.checkpoint.boxes import Shape
 from trainer.checkpoint.files import COMMIT, MANIFEST, CheckpointError, plain, require_shard
 from trainer.checkpoint.reading import Reader
 from trainer.checkpoint.remote import Fetched, cache_of
+from trainer.checkpoint.retention import Found, about, best_of
 from trainer.checkpoint.shards import verify, verify_sizes
-from trainer.checkpoint.store import FORMAT, folders
+from trainer.checkpoint.store import FORMAT, committed, folders
 from trainer.environment import cores
 from trainer.exchange import exchange
 
 if TYPE_CHECKING:
     from trainer.checkpoint.remote import Remote
     from trainer.distributed import World
+    from trainer.settings import DefaultCheckpoint
 
 
 # Manifest, what COMMIT tells, and a complaint where there is no manifest.
@@ -49,18 +51,12 @@ def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda li
     found = json.loads(exchange(world, "checkpoint/list", json.dumps(found))[0])
     problems: list[str] = []
     for step, name, _ in found:
-        if name or remote is None:
-            folder = path = Path(name)
-            fetched = None
-            manifest, facts, complaint = _verified(folder, world)
-        else:
-            folder, path = cache_of(root, step), Path(remote.place(step))
-            fetched = Fetched(remote, step, folder)
-            manifest, facts, complaint = _verified_there(fetched, world)
-        if manifest is not None:
+        opened, complaint = _opened(root, step, name, world, remote)
+        if opened is not None:
             if problems and world.leads:
-                log(f"going on from {path}; passed over: {'; '.join(problems)}")
-            return Opened(path, manifest["step"], manifest["state"], Reader(folder, manifest, fetched), facts, problems)
+                log(f"going on from {opened.path}; passed over: {'; '.join(problems)}")
+            opened.problems = problems
+            return opened
         problems.append(complaint)
     if problems and not any(was_committed for *_, was_committed in found):
         if world.leads:
@@ -71,6 +67,38 @@ def open_newest(root: Path, world: World, log: Callable[[str], None] = lambda li
             f"no checkpoint in {root} is whole: {'; '.join(problems)}; restore one of them, or start anew with resume.overwrite=true"
         )
     return None
+
+
+def open_best(root: Path, rules: DefaultCheckpoint, world: World, remote: Remote | None = None) -> Opened:
+    """The checkpoint with the best figure, here or in the other place. Raises CheckpointError where it is damaged, or there is none."""
+    best = -1, ""
+    if world.leads:
+        found = {each.step: (each, "") for each in (remote.committed() if remote else [])}
+        found |= {step: (Found(step, folder, about(folder)), str(folder)) for step, folder in committed(root)}
+        step = best_of([found[step][0] for step in sorted(found)], rules)
+        best = (-1, "") if step is None else (step, found[step][1])
+    step, name = json.loads(exchange(world, "checkpoint/best", json.dumps(best))[0])
+    if step < 0:
+        raise CheckpointError(f"no checkpoint in {root} has the figure {rules.best}")
+    opened, complaint = _opened(root, step, name, world, remote)
+    if opened is None:
+        raise CheckpointError(f"the checkpoint with the best {rules.best} cannot be read: {complaint}")
+    return opened
+
+
+def _opened(root: Path, step: int, name: str, world: World, remote: Remote | None) -> tuple[Opened | None, str]:
+    """A checkpoint here, or there where it has no name here; or None, and what is wrong with it."""
+    if name or remote is None:
+        folder = path = Path(name)
+        fetched = None
+        manifest, facts, complaint = _verified(folder, world)
+    else:
+        folder, path = cache_of(root, step), Path(remote.place(step))
+        fetched = Fetched(remote, step, folder)
+        manifest, facts, complaint = _verified_there(fetched, world)
+    if manifest is None:
+        return None, complaint
+    return Opened(path, manifest["step"], manifest["state"], Reader(folder, manifest, fetched), facts), ""
 
 
 def _candidates(root: Path, remote: Remote | None, log: Callable[[str], None]) -> list[tuple[int, str, bool]]:

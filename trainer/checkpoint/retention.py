@@ -14,6 +14,7 @@ import yaml
 
 from trainer.checkpoint.files import COMMIT, CheckpointError, plain, remove
 from trainer.checkpoint.store import committed, finish_interrupted, folders
+from trainer.tracking.figures import is_lower_better
 
 if TYPE_CHECKING:
     from trainer.settings import DefaultCheckpoint
@@ -61,7 +62,7 @@ def held(root: Path, rules: DefaultCheckpoint, starts: Mapping[Path, str] | None
 def kept_for(found: list[Found], rules: DefaultCheckpoint, starts: Mapping[Path, str] | None = None) -> list[Held]:
     """The same for checkpoints wherever they are, oldest first."""
     lasting = {each.step for each in found[-rules.keep :]}
-    best = _best(found, rules)
+    best = best_of(found, rules)
     kept = []
     for each in found:
         step, folder = each.step, each.folder
@@ -73,13 +74,14 @@ def kept_for(found: list[Found], rules: DefaultCheckpoint, starts: Mapping[Path,
     return kept
 
 
-def _best(found: list[Found], rules: DefaultCheckpoint) -> int | None:
+def best_of(found: list[Found], rules: DefaultCheckpoint) -> int | None:
     """The step of the checkpoint with the best figure, of several the newest; a figure belongs to the weights that it was measured on."""
     if rules.best is None:
         return None
     known = [(each.about.get("metrics", {}).get(rules.best), each.step) for each in found]
     figures = [(value, step) for value, step in known if isinstance(value, (int, float)) and math.isfinite(value)]
-    sign = 1 if rules.mode.value == "max" else -1
+    lower = is_lower_better(rules.best) if rules.mode is None else rules.mode.value == "min"
+    sign = -1 if lower else 1
     return max(figures, key=lambda figure: (sign * figure[0], figure[1]))[1] if figures else None
 
 

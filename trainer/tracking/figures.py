@@ -20,6 +20,15 @@ def is_figure(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+# Of figures that end so the smaller value is the better one; of all others the larger.
+_LOWER = ("loss", "perplexity", "bits_per_byte", "mse", "mae", "median_rank")
+
+
+def is_lower_better(key: str) -> bool:
+    """Whether the smaller of two values of a figure is the better one, by its name."""
+    return key.endswith(_LOWER)
+
+
 def shown(key: str, value: Any) -> str:
     """A figure under its key, in the unit that the key tells."""
     if value is None:
