@@ -411,3 +411,10 @@ def test_a_run_directory_that_cannot_be_made(tmp_path, capsys):
 def test_evaluate_takes_no_device_that_it_does_not_know(capsys):
     assert main(["evaluate", "run=runs/none", "device=gpu"]) == 1
     assert "device: 'gpu'; allowed: cpu, cuda" in capsys.readouterr().err
+
+
+def test_what_others_call_it_is_answered_by_what_it_is_here():
+    with pytest.raises(ConfigError, match="no such choice.*did you mean 'token_classification'"):
+        compose("task=ner", "steps=1")
+    with pytest.raises(ConfigError, match="no such choice.*teacher=pretrained"):
+        compose("task=distillation", "steps=1")

@@ -173,8 +173,31 @@ def find(group: str, name: str) -> type[Choice]:
     """The class registered for `group=name`. Raises ConfigError with the nearest name."""
     known = _registry[group]
     if name not in known:
-        raise ConfigError(f"{group}={name}: no such choice; known: {', '.join(sorted(known))}{nearest(name, known)}")
+        raise ConfigError(f"{group}={name}: no such choice; known: {', '.join(sorted(known))}{meant(group, name, known)}")
     return known[name]
+
+
+# What others call it: a choice of the same group, or what to write instead.
+_ELSEWHERE = {
+    "task": {
+        "distillation": "a teacher goes beside any task: teacher=pretrained teacher.path=…",
+        **dict.fromkeys(("ner", "pos", "tagging"), "token_classification"),
+        **dict.fromkeys(("qa", "squad"), "question_answering"),
+        **dict.fromkeys(("summarization", "translation", "text2text"), "seq2seq"),
+        **dict.fromkeys(("chat", "sft", "instruction"), "instruct"),
+        **dict.fromkeys(("embedding", "similarity"), "contrastive"),
+        **dict.fromkeys(("regression", "sequence_classification", "text_classification", "sentiment"), "classification"),
+    },
+    "adapter": {"houlsby": "bottleneck", "ptuning": "p_tuning", "prompt_tuning": "prompt", "prefix_tuning": "prefix"},
+}
+
+
+def meant(group: str, word: str, candidates: Any) -> str:
+    """What was probably meant by a name that no choice of a group has, as `nearest` says it."""
+    other = _ELSEWHERE.get(group, {}).get(word)
+    if other is None or " " not in other and other not in candidates:
+        return nearest(word, candidates)
+    return f"; {other}" if " " in other else f"; did you mean {other!r}?"
 
 
 def nearest(word: str, candidates: Any) -> str:

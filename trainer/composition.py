@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trainer import choices
-from trainer.choices import ConfigError, load_choices, nearest
+from trainer.choices import ConfigError, load_choices, meant, nearest
 from trainer.config import BUDGETS, GROUPS, Config, flatten
 from trainer.strategies.ds_config import translated
 
@@ -165,7 +165,7 @@ def _explain(error: Exception, overrides: list[Override]) -> ConfigError:
             options = available(key)
             value = override.value()
             if isinstance(value, str) and value not in options and not any(o.key_or_group == _SEARCHPATH for o in overrides):
-                return ConfigError(f"{key}={value}: no such choice; known: {', '.join(options)}{nearest(value, options)}")
+                return ConfigError(f"{key}={value}: no such choice; known: {', '.join(options)}{meant(key, value, options)}")
     valid = [o.input_line for o in overrides if o.key_or_group in groups or o.key_or_group == _SEARCHPATH]
     try:
         with _hydra():
