@@ -414,7 +414,7 @@ def test_evaluate_takes_no_device_that_it_does_not_know(capsys):
 
 
 def test_what_others_call_it_is_answered_by_what_it_is_here():
-    with pytest.raises(ConfigError, match="no such choice.*did you mean 'token_classification'"):
+    with pytest.raises(ConfigError, match=r"no such choice.*did you mean 'token_classification'"):
         compose("task=ner", "steps=1")
-    with pytest.raises(ConfigError, match="no such choice.*teacher=pretrained"):
+    with pytest.raises(ConfigError, match=r"no such choice.*teacher=pretrained"):
         compose("task=distillation", "steps=1")
