@@ -6,9 +6,9 @@ import torch
 from tests import tiny
 from tests.distributed import run_distributed
 from trainer.choices import ConfigError
-from trainer.optim import AdamW, Lion, Muon
+from trainer.optim import AdamW, Lamb, Lion, Muon
 from trainer.optimizers.muon import orthogonalize
-from trainer.parameter_groups import RULES
+from trainer.parameter_groups import RULES, Own
 from trainer.strategies.torch_driven import require_skipping, step
 
 CHOICES = [AdamW(lr=1e-2), Muon(lr=1e-2)]
@@ -70,7 +70,25 @@ def test_layer_decay_lowers_the_rate_from_block_to_block():
         ("adamw", 0.125), ("adamw", 1.0), ("muon", 0.5), ("muon", 1.0)]  # fmt: skip
 
 
+def test_groups_have_rates_and_decays_of_their_own():
+    """The first that matches; a rate of its own whatever the layer, a factor times the layer's."""
+    own = [Own("*mlp*", factor=10.0), Own(["*attn*", "*mlp*"], lr=5.0), Own("ln*", weight_decay=0.5)]
+    rules = {"lr": 1.0, "layer_decay": 0.5, "weight_decay": 0.3, "groups": own}
+    for choice in (Lion(**rules), Muon(matrix_lr=2.0, **rules), Lamb(**rules)):
+        parameters = named()
+        found = {name: group for group in choice.build(iter(parameters)).param_groups
+                 for name, parameter in parameters if any(parameter is member for member in group["params"])}  # fmt: skip
+        base = 2.0 if choice.name == "muon" else 1.0
+        rates = {"wte.weight": 0.125, "h.0.attn.weight": 5.0, "h.1.attn.weight": 5.0, "h.0.mlp.weight": 10 * 0.25 * base, "ln.weight": 1.0}
+        assert {name: group["base_lr"] for name, group in found.items()} == rates
+        assert {name: group["weight_decay"] for name, group in found.items()} == dict.fromkeys(rates, 0.3) | {"ln.weight": 0.5}
+        assert found["ln.weight"]["decays"]
+
+
 @pytest.mark.parametrize("options, words", [
+    ({"groups": [Own("*nothing*")]}, r"optim\.groups\[0\]\.pattern: '\*nothing\*' matches no parameter that is trained; there are weight"),
+    ({"groups": [Own()]}, r"optim\.groups\[0\]\.pattern: None"), ({"groups": [Own("*", factor=0.0)]}, r"groups\[0\]\.factor: 0.0"),
+    ({"groups": [Own("*", lr=1.0, factor=2.0)]}, r"optim\.groups\[0\]\.lr: 1.0 with .*not both"),
     ({"decay": "no_bias"}, "optim.decay: 'no_bias'; allowed: matrices, all, no_norm_bias, .*did you mean"),
     ({"decay": []}, "optim.decay"), ({"layer_decay": 0.0}, "optim.layer_decay: 0.0"), ({"layer_decay": 1.5}, "optim.layer_decay: 1.5"),
     ({"decay": ["*.nothing"]}, r"optim.decay: '\*.nothing' matches no parameter"),

@@ -19,7 +19,7 @@ from trainer.config import BUDGETS, Config
 from trainer.data.corpus import open_corpus
 from trainer.data.deal import describe
 from trainer.data.prepare import prepare
-from trainer.initial import refuse_other_ids, refuse_unadaptable, refuse_unfitting
+from trainer.initial import refuse_other_ids, refuse_unadaptable, refuse_unfitting, refuse_unmatched
 from trainer.micro_batch import resolve
 from trainer.run import RunDir, load_frozen
 from trainer.teaching import refuse_unteachable
@@ -102,6 +102,7 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
     if config.resume.overwrite or not run.holds_run:
         refuse_unfitting(config, corpus)
     refuse_unadaptable(config, corpus)
+    refuse_unmatched(config, corpus)
     refuse_unteachable(config, corpus)
     if config.resume.overwrite:
         run.clear()

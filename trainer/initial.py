@@ -144,6 +144,17 @@ def refuse_unadaptable(config: Config, corpus: Corpus) -> None:
         start_of(bare(config, corpus), config, alone())
 
 
+def refuse_unmatched(config: Config, corpus: Corpus) -> None:
+    """Raise ConfigError where `optim` speaks of parameters that this run does not train."""
+    optim = config.optim
+    if not optim.groups and isinstance(optim.decay, str) and optim.layer_decay == 1.0:
+        return
+    module = config.task.module(config, corpus)
+    if is_partial(config):
+        start_of(module, config, alone())
+    optim.grouped([(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad])
+
+
 def bare(config: Config, corpus: Corpus) -> nn.Module:
     """A run's model on the meta device as a task's module would hold it, without what a task does."""
     from torch import nn

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.choices import Choice, ConfigError, choice, identity, placement, require_at_least, require_positive, require_share
-from trainer.parameter_groups import check_decay, decaying, layer_factors
+from trainer.parameter_groups import Own, check_decay, decaying, layer_factors, owners
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +47,9 @@ class Optim(Choice, group="optim"):
         "matrices", help="what decays: matrices | all | no_norm_bias | no_norm_bias_embedding, or a list of patterns of names"
     )
     layer_decay: float = identity(1.0, help="rate of a block as a share of that of the block above it; embeddings have the lowest")
+    groups: list[Own] = identity(
+        default_factory=list, help="parameters with a rate or a decay of their own: [{pattern, lr | factor, weight_decay}, …]"
+    )
     freeze: list[str] = identity(default_factory=list, help="parameters that stay as they are: patterns of their names")
     max_norm: float | None = identity(1.0, help="clip gradients to this global norm; null: never")
     ema: Average = identity(default_factory=Average)
@@ -57,12 +60,14 @@ class Optim(Choice, group="optim"):
         require_at_least(self, 0, "weight_decay")
         require_share(self, "layer_decay", whole=True)
         check_decay(self.decay)
+        for number, own in enumerate(self.groups):
+            own.check(f"optim.groups[{number}]")
         if self.ema.decay is not None and not 0 <= self.ema.decay < 1:
             raise ConfigError(f"optim.ema.decay: {self.ema.decay}; allowed: from 0 to below 1, e.g. 0.999, or null for no average")
 
     def build(self, named_parameters: Named) -> torch.optim.Optimizer:
         """The optimizer over those of these parameters that are not frozen, its groups' rates in `base_lr`."""
-        optimizer = self.optimizer(self.groups([(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]))
+        optimizer = self.optimizer(self.grouped([(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]))
         if self.ema.decay is not None:
             from trainer.averaging import keep_average
 
@@ -73,17 +78,25 @@ class Optim(Choice, group="optim"):
         """What updates these groups. It must read `found_inf` and `grad_scale` on the device, as torch's fused optimizers do."""
         raise NotImplementedError
 
-    def groups(self, named: list[tuple[str, nn.Parameter]]) -> Groups:
+    def grouped(self, named: list[tuple[str, nn.Parameter]]) -> Groups:
         """Parameters that share a kind, a decay and a rate, in the model's order; none is empty (DeepSpeed cannot flatten none)."""
         decays = decaying(named, self.decay)
         factors = layer_factors([name for name, _ in named], self.layer_decay)
-        members: dict[tuple[str, bool, float], list[nn.Parameter]] = {}
+        own = owners([name for name, _ in named], self.groups)
+        members: dict[tuple[str, bool, float, int | None], list[nn.Parameter]] = {}
         for name, parameter in named:
-            members.setdefault((self.kind(name, parameter), name in decays, factors[name]), []).append(parameter)
-        return [
-            self.group_of(kind, factor) | {"params": parameters, "weight_decay": self.weight_decay if decayed else 0.0, "decays": decayed}
-            for (kind, decayed, factor), parameters in members.items()
-        ]
+            key = self.kind(name, parameter), name in decays, factors[name], own.get(name)
+            members.setdefault(key, []).append(parameter)
+        return [self._group(*key) | {"params": parameters} for key, parameters in members.items()]
+
+    def _group(self, kind: str, decayed: bool, factor: float, own: int | None) -> dict[str, Any]:
+        """Rate and decay of a group. own: which of `groups` it belongs to, which has the last word."""
+        given = self.groups[own] if own is not None else Own()
+        decay = (self.weight_decay if decayed else 0.0) if given.weight_decay is None else given.weight_decay
+        rates = self.group_of(kind, factor * given.factor)
+        if given.lr is not None:
+            rates |= {"lr": given.lr, "base_lr": given.lr}
+        return rates | {"weight_decay": decay, "decays": decay > 0 if given.weight_decay is not None else decayed}
 
     def kind(self, name: str, parameter: nn.Parameter) -> str:
         """How a parameter is updated, where an optimizer has several ways."""

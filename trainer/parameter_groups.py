@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trainer.choices import ConfigError, nearest
+from trainer.choices import ConfigError, identity, nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,6 +71,48 @@ def decaying(named: Sequence[tuple[str, nn.Parameter]], decay: str | Sequence[st
             some = ", ".join(name for name, _ in named[:3])
             raise ConfigError(f"optim.decay: {pattern!r} matches no parameter; the model has {some} …")
         found |= matched
+    return found
+
+
+@dataclass
+class Own:
+    """Parameters with a rate or a decay of their own: those whose names one of the patterns matches."""
+
+    pattern: Any = identity(None, help="a pattern of parameter names, or a list of them")
+    lr: float | None = identity(None, help="peak learning rate, whatever its layer")
+    factor: float = identity(1.0, help="times the rate that these parameters would have")
+    weight_decay: float | None = identity(None, help="decay of all of them; default: as optim.decay says")
+
+    @property
+    def patterns(self) -> list[str]:
+        """Its patterns."""
+        return [self.pattern] if isinstance(self.pattern, str) else list(self.pattern or [])
+
+    def check(self, key: str) -> None:
+        """Raise ConfigError for values that mean nothing. key: where it stands."""
+        if not self.patterns or not all(isinstance(one, str) and one for one in self.patterns):
+            raise ConfigError(
+                f"{key}.pattern: {self.pattern!r}; allowed: a pattern of parameter names, e.g. '*classifier*', or a list of them"
+            )
+        if self.lr is not None and (self.lr <= 0 or self.factor != 1.0):
+            raise ConfigError(f"{key}.lr: {self.lr} with {key}.factor: {self.factor}; allowed: a rate above 0, or a factor, not both")
+        if self.factor <= 0:
+            raise ConfigError(f"{key}.factor: {self.factor}; allowed: above 0; what is to stay as it is belongs into optim.freeze")
+        if self.weight_decay is not None and self.weight_decay < 0:
+            raise ConfigError(f"{key}.weight_decay: {self.weight_decay}; allowed: 0 or more, or null")
+
+
+def owners(names: Sequence[str], groups: Sequence[Own]) -> dict[str, int]:
+    """Name → the first of the groups that has it, for those that one has. Raises ConfigError for a pattern that matches nothing."""
+    found: dict[str, int] = {}
+    for number, own in enumerate(groups):
+        for pattern in own.patterns:
+            matched = [name for name in names if fnmatchcase(name, pattern)]
+            if not matched:
+                some = ", ".join(names[:3])
+                raise ConfigError(f"optim.groups[{number}].pattern: {pattern!r} matches no parameter that is trained; there are {some} …")
+            for name in matched:
+                found.setdefault(name, number)
     return found
 
 
