@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests import loops
-from tests.tasks import test_classification, test_token_classification, test_writing
+from tests.tasks import test_classification, test_question_answering, test_token_classification, test_writing
 from trainer.choices import ConfigError
 from trainer.cli import main
 from trainer.predicting import Predictor
@@ -152,6 +152,15 @@ def test_every_word_is_shown_with_its_tag(tmp_path):
     assert [word for word, _, _ in given["words"]] == ["Is", "Anna's", "cat", ",", "here", "?"]
     assert page.count('<span class="word') == 6
     assert forms.kind_of("B-PER") == forms.kind_of("I-PER") == "PER"
+
+
+def test_an_answer_is_marked_where_it_stands(tmp_path):
+    examples = test_question_answering.questions(24, unanswerable=False)
+    path = finished(test_classification.ready(tmp_path, examples[:20], examples[20:], *test_question_answering.QA, "steps=1"))
+    form, example = form_of(path), examples[21]
+    given, page = shown(form, **form.filled(example))
+    assert given["marked"] and given["before"] + given["marked"] + given["after"] == example["context"]
+    assert f"<mark>{given['marked']}</mark>" in page and given["chances"][0][0] == given["marked"]
 
 
 def test_a_dialogue_goes_on_from_what_was_said(tmp_path):

@@ -31,14 +31,18 @@ class HeldOut:
     """What is evaluated at the same steps: the held-out part of the run's own data, or a named set.
 
     name: "" for the run's own. every: steps between two evaluations, or None for the end only. loaders: of each source by its name.
+    split: that of training can be looked at as well, afterwards.
     """
 
-    def __init__(self, name: str, corpus: Corpus, every: int | None, task: Task, seed: int, rows: int, placement: Placement, workers: int):
-        self.name, self.corpus, self.every, self.task, self.placement = name, corpus, every, task, placement
+    def __init__(
+        self, name: str, corpus: Corpus, every: int | None, task: Task, seed: int, rows: int, placement: Placement, workers: int,
+        split: str = "eval",
+    ):  # fmt: skip
+        self.name, self.corpus, self.every, self.task, self.placement, self.split = name, corpus, every, task, placement, split
         self.parts = corpus.named()
         # Each source by itself, so that its figures are those that it would have alone.
         single = {source: part for source, part in self.parts.items() if not part.members}
-        self.loaders = {source: held_out_loader(task, part, seed, rows, placement, workers) for source, part in single.items()}
+        self.loaders = {source: held_out_loader(task, part, seed, rows, placement, workers, split) for source, part in single.items()}
         self.evaluated_at = -1
         # Of examples with labels, what the last evaluation found beside its figures, by the name of the set; on rank 0.
         self.tables: dict[str, Any] = {}
@@ -78,7 +82,7 @@ class HeldOut:
         split, by_example = self.loaders[source].split, defaultdict[int, list[Any]](list)
         for row in sorted(gathered):
             by_example[int(split.rows.pieces(row)[0, 1])].append(gathered[row])
-        records = self.parts[source].records("eval")
+        records = self.parts[source].records(self.split)
         return [Scored(records[number], found) for number, found in sorted(by_example.items())]
 
     def _score(self, name: str, scored: list[Scored]) -> dict[str, Any]:
@@ -100,14 +104,16 @@ def held_outs(config: Config, run: RunDir, corpus: Corpus, task: Task, rows_at_o
     return [HeldOut(*one, task, config.seed, rows_at_once, placement, config.data.workers) for one in found]
 
 
-def held_out_loader(task: Task, corpus: Corpus, seed: int, rows_at_once: int, placement: Placement, workers: int) -> Loader:
+def held_out_loader(
+    task: Task, corpus: Corpus, seed: int, rows_at_once: int, placement: Placement, workers: int, split: str = "eval"
+) -> Loader:
     """The held-out rows in the table's order. Every rank has the same number of micro-batches, some perhaps without targets."""
-    split = corpus.split("eval")
+    held = corpus.split(split)
     return Loader(
         task=task,
-        split=split,
-        order=Order(seed, len(split.rows), shuffle=False),
-        batches=Batches(len(split.rows), rows_at_once * placement.data_size),
+        split=held,
+        order=Order(seed, len(held.rows), shuffle=False),
+        batches=Batches(len(held.rows), rows_at_once * placement.data_size),
         micro_batch=rows_at_once,
         data_rank=placement.data_rank,
         data_size=placement.data_size,

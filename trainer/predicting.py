@@ -103,13 +103,19 @@ def predict(predictor: Predictor, config: Config, source: str, target: Path, bat
     return done
 
 
-def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
-    """The examples of files, of which those fields may be missing that are to be predicted."""
+def kinds_of(source: str, otherwise: str | None = None) -> list[str]:
+    """The kinds of records that a file may hold by its name. otherwise: the kind of one whose name tells nothing; None: ConfigError."""
     name = bare_name(source).lower()
-    kinds = [kind for kind in _READ if name.endswith(KINDS[kind].suffixes)]
+    kinds = [kind for kind in _READ if name.endswith(KINDS[kind].suffixes)] or ([otherwise] if otherwise else [])
     if not kinds:
         suffixes = ", ".join(dict.fromkeys(suffix for name in _READ for suffix in KINDS[name].suffixes))
         raise ConfigError(f"input: {source}: of which kind it is must be told by its name: {suffixes}, plain or compressed")
+    return kinds
+
+
+def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
+    """The examples of files, of which those fields may be missing that are to be predicted."""
+    kinds = kinds_of(source)
     task, columns = config.task, getattr(config.data, "columns", Columns())
     # Where those are that are to be predicted is of no matter; the file need not have them.
     reader: Any = find("data", kinds[0])(path=source, columns=replace(columns, **dict.fromkeys(task.predicted)))  # type: ignore[call-arg]

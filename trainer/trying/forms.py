@@ -13,6 +13,7 @@ from trainer.tasks.classification import Classification, Problem
 from trainer.tasks.instruct import ASSISTANT, Instruct
 from trainer.tasks.instruct import turns as turns_of
 from trainer.tasks.labelled import Labelled
+from trainer.tasks.question_answering import QuestionAnswering
 from trainer.tasks.token_classification import OUTSIDE, TokenClassification
 from trainer.tasks.writing import Writing
 
@@ -318,7 +319,7 @@ def hidden(text: str, sign: str) -> str:
 
 
 _FORMS: Sequence[tuple[type[Labelled], type[Fields]]] = (
-    (Classification, Labels), (TokenClassification, Words), (Instruct, Chat), (Writing, Reply)
+    (Classification, Labels), (TokenClassification, Words), (QuestionAnswering, Answers), (Instruct, Chat), (Writing, Reply)
 )  # fmt: skip
 
 
@@ -330,8 +331,6 @@ def form_of(run: RunDir, config: Config, device: torch.device) -> Form:
     folder = run / "model"
     if isinstance(config.task, Labelled):
         kind = next((form for task, form in _FORMS if isinstance(config.task, task)), Fields)
-        if config.task.objective == "question_answering":
-            kind = Answers
         return kind(Predictor(folder, config, device))
     writer = open_writer(folder, config.sequence_length)
     writer.model.to(device)  # type: ignore[arg-type]
