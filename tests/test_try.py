@@ -72,7 +72,7 @@ def asked(place: str, method: str = "GET", path: str = "/", body: bytes | None =
     return answer.status, answer.read().decode(), {name.lower(): value for name, value in answer.getheaders()}
 
 
-def test_it_answers_this_machine_and_its_own_page_alone(served, classifier):
+def test_s07_it_answers_this_machine_and_its_own_page_alone(served, classifier):
     place, process = served
     form = urlencode({"text": "the red apple <b>"}).encode()
     status, text, headers = asked(place, "POST", body=form)

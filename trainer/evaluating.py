@@ -124,6 +124,8 @@ def _by_ranks(config: Config, asked: dict[str, Any], folder: Path) -> Found:
 
     launcher = Evaluating(processes=config.launcher.processes)  # type: ignore[attr-defined]
     config.strategy.fits(*(launcher.ready(config),) * 2)
+    # What fails once, here, fails again.
+    config = replace(config, survival=replace(config.survival, restarts=0))  # type: ignore[call-arg]
     (folder / "config.yaml").write_text(dump(config))
     write_json(folder / _ASKED, asked)
     code = launcher.submit(folder, config).wait()
