@@ -26,6 +26,13 @@ DATA = {
     "gpt2_wikitext103": ("data.path=english.txt",),
     "bert_base_chinese": ("data.path=chinese.txt", "tokenizer.vocab_size=2000"),
     "llama": ("data.sources.web.path=english.txt", "data.sources.code.source=text", "data.sources.code.path=code.txt"),
+    # In so few steps a model learns of packages how common each is; of other facts more.
+    **dict.fromkeys(
+        ("bert_sst2", "bert_mnli", "bert_chnsenticorp", "bert_tnews"),
+        ("data.packages=[idlelib,json,wsgiref]", "global_batch=32", "micro_batch=32"),
+    ),
+    "bert_conll2003": ("data.packages=[json,html,email]",),
+    "bert_squad": ("data.packages=[json,html,email]", "sequence_length=96", "task.stride=16"),
     "": ("data=text", "data.path=english.txt"),
 }
 

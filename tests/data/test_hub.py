@@ -7,6 +7,9 @@ import pytest
 from tests.data.corpora import decoded, prepared
 from trainer.choices import ConfigError
 from trainer.data.record_sources import Columns, Hub, Jsonl
+from trainer.models.bert import BERT
+from trainer.tasks.classification import Classification
+from trainer.tasks.token_classification import TokenClassification
 
 ROWS = [{"text": f"text number {number}", "label": number % 2} for number in range(60)]
 
@@ -69,3 +72,27 @@ def test_s09_formats_that_unpack_or_unpickle_are_refused(datasets, tmp_path):
 def test_hub_fields_that_mean_nothing_are_refused(given):
     with pytest.raises(ConfigError, match=r"data\.(path|train|eval): "):
         Hub(**given)
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet"])
+def test_numbers_of_classes_are_read_by_their_names(datasets, tmp_path, kind):
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"]),
+         "tags": datasets.Sequence(datasets.ClassLabel(names=["O", "B-X"])), "tokens": datasets.Sequence(datasets.Value("string"))}
+    )  # fmt: skip
+    rows = [{"text": f"text {number}", "label": number % 2, "tokens": ["a", f"b{number}"], "tags": [0, number % 2]} for number in range(40)]
+    whole = datasets.Dataset.from_list(rows, features=features)
+    if kind == "saved":
+        whole.save_to_disk(tmp_path / "set")
+    else:
+        (tmp_path / "set").mkdir()
+        whole.to_parquet(tmp_path / "set" / "train.parquet")
+    hub = Hub(path=str(tmp_path / "set"), processes=1)
+    found = prepared(hub, task=Classification(), model=BERT())
+    assert found.learned["labels"] == ["bad", "good"] and found.learned["problem"] == "single_label"
+    assert all(example["label"] == ["bad", "good"][int(example["text"].split()[1]) % 2] for example in found.records("train"))
+    assert prepared(hub, task=TokenClassification(), model=BERT()).learned["labels"] == ["B-X", "O"]
+    unlabelled = datasets.Dataset.from_list([{**row, "label": -1} for row in rows], features=features)
+    unlabelled.save_to_disk(tmp_path / "test")
+    with pytest.raises(ConfigError, match="nothing in column 'label'"):
+        prepared(Hub(path=str(tmp_path / "test"), processes=1), task=Classification(), model=BERT())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _ROWS = 256
 _BUFFER = 1 << 20
+# Features of `datasets` that hold many of another.
+_LISTS = ("Sequence", "List", "LargeList")
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,14 @@ class Table(Records):
             yield from gathered(number, self._records(file, progress), lambda: progress.read, unit_bytes)
 
     def _records(self, file: SourceFile, progress: _Progress) -> Iterator[tuple[bytes, int]]:
-        row = self.first_row(file)
+        row, schema = self.first_row(file), self.schema(file)
+        names = class_names(schema) if self.examples else {}
         # A nested column comes inside the column that holds it.
-        for batch, share in self.batches(file, list(dict.fromkeys(column_of(self.schema(file), path) for path in self.columns))):
+        for batch, share in self.batches(file, list(dict.fromkeys(column_of(schema, path) for path in self.columns))):
             progress.share = share
             for record in batch.to_pylist():
                 row += 1
-                yield as_line([_text(value_at(record, path)) for path in self.columns]), row
+                yield as_line([_text(named(value_at(record, path), names.get(path))) for path in self.columns]), row
         progress.share = 1.0
 
     def schema(self, file: SourceFile) -> pa.Schema:
@@ -185,6 +189,33 @@ def types_of(schema: pa.Schema) -> dict[str, pa.DataType]:
     for column in schema:
         walk(column.name, column.type)
     return found
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """What the numbers of a column stand for, where `datasets` has written that down: dotted path → names of the classes."""
+    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    found: dict[str, list[str]] = {}
+
+    def walk(path: str, feature: Any) -> None:
+        while isinstance(feature, list) or isinstance(feature, dict) and feature.get("_type") in _LISTS:
+            feature = feature[0] if isinstance(feature, list) else feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            found[path] = feature["names"]
+        elif isinstance(feature, dict) and "_type" not in feature:
+            for key, inner in feature.items():
+                walk(f"{path}.{key}" if path else key, inner)
+
+    walk("", told.get("info", {}).get("features", {}))
+    return found
+
+
+def named(value: Any, names: list[str] | None) -> Any:
+    """Numbers of classes by their names; -1 is none, as `datasets` has it. names: None where a column holds no classes."""
+    if names is None or value is None:
+        return value
+    if isinstance(value, list):
+        return [named(one, names) for one in value]
+    return names[value] if value >= 0 else None
 
 
 def holds_text(kind: pa.DataType) -> bool:
