@@ -31,6 +31,14 @@ class Columns:
     question: Any = identity(None, help="a question")
     context: Any = identity(None, help="the text that holds its answer")
     answers: Any = identity(None, help="answers: their texts, and where they begin in the context")
+    head: Any = identity(None, help="the first entity of a relation: [begin, end]")
+    tail: Any = identity(None, help="the second one")
+    head_start: Any = identity(None, help="where the first entity begins")
+    head_end: Any = identity(None, help="where it ends")
+    tail_start: Any = identity(None, help="where the second entity begins")
+    tail_end: Any = identity(None, help="where it ends")
+    head_type: Any = identity(None, help="what the first entity is, such as person")
+    tail_type: Any = identity(None, help="what the second one is")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -25,6 +25,16 @@ def single_label(truth: Ints, predicted: Ints, labels: Sequence[str]) -> Score:
     return Score({key: float(value) for key, value in figures.items()}, {"by_label": report, "confusion": confusion})
 
 
+def micro(truth: Ints, predicted: Ints, counted: Sequence[int]) -> dict[str, float]:
+    """Precision, recall and F1 of all examples together by scikit-learn, of the labels that are counted."""
+    from sklearn import metrics
+
+    if not len(counted):
+        return {}
+    found = metrics.precision_recall_fscore_support(truth, predicted, labels=counted, average="micro", zero_division=0)
+    return {f"{name}_micro": float(value) for name, value in zip(("precision", "recall", "f1"), found[:3], strict=True)}
+
+
 def multi_label(truth: Ints, predicted: Ints, labels: Sequence[str]) -> Score:
     """By scikit-learn; accuracy: all labels of an example are right. truth, predicted: `[examples, labels]` zeros and ones."""
     from sklearn import metrics
