@@ -28,13 +28,15 @@ _REFUSED = 78  # exit code: the last line of stderr is for the user
 
 def resolve(config: Config, run: RunDir, world_size: int) -> int:
     """The configured micro-batch, the one this run already has for this placement, or the best of a trial. Raises ConfigError."""
+    rows = -(-config.global_batch // world_size)
+    if config.task.joint:
+        return _of_all(config, rows, world_size)
     if not isinstance(config.micro_batch, str):
         return config.micro_batch
     before = run.placement
     same = {"world_size": world_size, "strategy": config.strategy.name, "device": config.device.kind, "micro_batch_is_auto": True}
     if before.get("micro_batch") and all(before.get(key) == value for key, value in same.items()):
         return int(before["micro_batch"])
-    rows = -(-config.global_batch // world_size)
     # A process of its own: an allocation that fails leaves nothing behind, and the front door never touches a device.
     trial = subprocess.run(
         [sys.executable, "-m", "trainer.micro_batch", str(run.path), str(rows), str(world_size)], capture_output=True, text=True
@@ -47,6 +49,19 @@ def resolve(config: Config, run: RunDir, world_size: int) -> int:
             f"micro_batch=auto: the trial failed; set micro_batch=1 or more yourself. It said:\n{trial.stderr.strip()[-2000:]}"
         )
     return int(json.loads(lines[-1])["micro_batch"])
+
+
+def _of_all(config: Config, rows: int, world_size: int) -> int:
+    """A loss that is of all rows together cannot be added up from parts. rows: a rank's share of the global batch."""
+    if isinstance(config.micro_batch, str):
+        return rows
+    if config.micro_batch < rows:
+        raise ConfigError(
+            f"micro_batch: {config.micro_batch} with task={config.task.name}, whose loss compares all {config.global_batch} rows of a "
+            f"global batch; allowed: auto, or from {rows}, the share of each of {world_size} ranks. Where that does not fit: more devices, "
+            "a smaller global_batch, or recompute.every=1"
+        )
+    return config.micro_batch
 
 
 def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:

@@ -122,7 +122,8 @@ class Training:
         """Throwaway backwards on the same rows on every rank: the placement shows that it averages, and DDP settles its buckets."""
         first = self.loader.split.rows
         order, teacher = Order(0, len(first), shuffle=False), self.config.teacher
-        rehearsal = Loader(self.task, self.loader.split, order, Batches(1, 1), 1, teacher=teacher).step(0)
+        count = min(self.task.rehearsed, len(first))
+        rehearsal = Loader(self.task, self.loader.split, order, Batches(count, count), count, teacher=teacher).step(0)
         batch = rehearsal.micro_batches[0].to(self.world.device)
 
         def backward(scale: float) -> None:

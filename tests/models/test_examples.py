@@ -13,6 +13,7 @@ from trainer.tasks import Batch
 LENGTHS = (7, 3, 12)
 LABELS = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 PACKED = ["bert", "roberta", "distilbert", "electra", "modernbert", "gpt2", "llama", "qwen2", "mistral", "opt"]
+OUTPUTS = {"question_answering": ["start_logits", "end_logits"], "embedding": ["last_hidden_state"]}
 PADDED = ["albert", "bloom", "deberta-v2"]
 
 
@@ -31,7 +32,7 @@ PAIRS = [(family, objective) for family in PACKED + PADDED for objective in ON_E
 def test_each_example_has_the_outputs_that_it_has_alone(family, objective):
     torch.manual_seed(0)
     config = config_of(family)
-    labels = {} if objective == "question_answering" else LABELS
+    labels = {} if objective in OUTPUTS else LABELS
     model = with_head(objective, config, labels, attn_implementation="eager").eval()
     whole = batch()
     documents = whole.inputs["input_ids"].split(LENGTHS, dim=1)
@@ -39,8 +40,7 @@ def test_each_example_has_the_outputs_that_it_has_alone(family, objective):
     module = ExampleModule(model)
     assert (not module.notice) == (family in PACKED)
     found = module.outputs(whole)
-    names = ["start_logits", "end_logits"] if objective == "question_answering" else ["logits"]
-    for name in names:
+    for name in OUTPUTS.get(objective, ["logits"]):
         together = getattr(found, name)
         for number, (length, alone) in enumerate(zip(LENGTHS, plain, strict=True)):
             mine = together[number] if objective == "sequence_classification" else together[number, :length]

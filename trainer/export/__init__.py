@@ -28,6 +28,7 @@ from trainer.distributed import alone
 from trainer.export.weights import FILE_BYTES, Held, Weights, write_weights
 from trainer.initial import bare, is_partial, start_of
 from trainer.models import skeleton_of
+from trainer.models.objectives import without_pooler
 from trainer.run import RunDir, load_frozen
 from trainer.strategies import tell_engines
 
@@ -96,7 +97,7 @@ def export(run: RunDir, opened: Opened, path: Path, form: Form) -> Exported:
         writing = _Writing(config, opened, corpus, whole, dtype, form, path)
         parameters = writing.adapter(aside) if config.adapter.adapts and not form.merge else writing.model(aside)
         shutil.copytree(corpus.tokenizer_path, aside, dirs_exist_ok=True)
-        config.task.finish_tokenizer(aside)
+        config.task.finish_folder(aside)
         name_inputs(aside / TOKENIZER, whole)
         if corpus.examples:
             write_json(aside / LEARNED, corpus.learned)
@@ -209,6 +210,8 @@ def trimmed(model: PreTrainedModel, size: int, padded: int) -> PreTrainedModel:
         config.vocab_size = size
     with torch.device("meta"):
         whole = type(model)(config)
+    if getattr(model, "pooler", True) is None:
+        without_pooler(whole)
     if model.can_generate():
         whole.generation_config = copy.deepcopy(model.generation_config)
     return whole

@@ -32,6 +32,7 @@ _USES = {
     "sequence_classification": "SEQ_CLS",
     "token_classification": "TOKEN_CLS",
     "question_answering": "QUESTION_ANS",
+    "embedding": "FEATURE_EXTRACTION",
 }
 
 

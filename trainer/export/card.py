@@ -42,6 +42,7 @@ _PIPELINES = {
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
     "question_answering": "question-answering",
+    "embedding": "sentence-similarity",
 }
 # By head: what the tokenizer is given, and what is done with it.
 _USES = {

@@ -17,9 +17,10 @@ HEADS = {
     "sequence_classification": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
     "token_classification": ("AutoModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
     "question_answering": ("AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING_MAPPING"),
+    "embedding": ("AutoModel", "MODEL_MAPPING"),
 }
 # Objectives on examples with labels: every family has a head for them.
-ON_EXAMPLES = ("sequence_classification", "token_classification", "question_answering")
+ON_EXAMPLES = ("sequence_classification", "token_classification", "question_answering", "embedding")
 
 
 def has_head(config: Any, objective: str) -> bool:
@@ -34,6 +35,14 @@ def with_head(objective: str, config: Any, labels: Mapping[str, Any], **options:
     for key, value in labels.items():
         setattr(config, key, value)
     model: PreTrainedModel = _found(objective)[0].from_config(config, **options)
+    return without_pooler(model) if objective == "embedding" else model
+
+
+def without_pooler(model: PreTrainedModel) -> PreTrainedModel:
+    """A body without what some have behind their last layer for the next sentence: nothing would train it."""
+    for name in ("pooler", "pooler_activation"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
     return model
 
 

@@ -83,6 +83,10 @@ class Task(Choice, group="task"):
     figures: ClassVar[tuple[str, ...]] = ()
     # What is read of an example, by name; none: the task learns from text (labelled.py has those that learn from examples).
     fields: ClassVar[Mapping[str, Field]] = {}
+    # Whether the loss of a row depends on all others of the global batch, so that a rank takes all of its own at once.
+    joint: ClassVar[bool] = False
+    # Rows of the throwaway backward before step 1: so few as give a gradient.
+    rehearsed: ClassVar[int] = 1
     # Those of the fields that are to be predicted.
     predicted: ClassVar[tuple[str, ...]] = ()
 
@@ -124,8 +128,8 @@ class Task(Choice, group="task"):
         beside `objective`, the head that the model has."""
         return {}
 
-    def finish_tokenizer(self, folder: Path) -> None:
-        """Add to the tokenizer beside a trained model what it must know of the task."""
+    def finish_folder(self, folder: Path) -> None:
+        """Add to the folder of a trained model what its tokenizer, and other programs, must know of the task."""
 
     def rows(self, corpus: Corpus, split: str, sequence_length: int, seed: int, writer: RowWriter) -> None:
         """Write the static row table of one split, once, at prepare."""

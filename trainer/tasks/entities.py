@@ -75,7 +75,8 @@ def _located(example: Mapping[str, Any], number: int, last_included: bool) -> tu
 
 
 def _inline(text: str, number: int) -> tuple[str, list[Place]]:
-    plain, places, done = "", {}, 0
+    places: dict[str, int] = {}
+    plain, done = "", 0
     for match in _INLINE.finditer(text):
         plain += text[done : match.start()]
         done = match.end()
@@ -130,9 +131,8 @@ def _cut(one: Marked, offsets: Sequence[Place], tokenizer: PreTrainedTokenizerFa
             text = one.text[offsets[start][0] : offsets[start + size - 1][1]]
         else:
             half = size // 2
-            text = (
-                f"{one.text[offsets[first][0] : offsets[first + half - 1][1]]} {one.text[offsets[last - half + 1][0] : offsets[last][1]]}"
-            )
+            left, right = one.text[: offsets[first + half - 1][1]], one.text[offsets[last - half + 1][0] :]
+            text = f"{left[offsets[first][0] :].strip()} {right[: offsets[last][1] - offsets[last - half + 1][0]].strip()}"
         if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= room:
             return text.strip()
     return one.text

@@ -46,7 +46,7 @@ class Instruct(Writing):
         """How a dialogue becomes a text."""
         return self.template or tokenizer.chat_template or TEMPLATE  # type: ignore[return-value]
 
-    def finish_tokenizer(self, folder: Path) -> None:
+    def finish_folder(self, folder: Path) -> None:
         from trainer.data.tokenizer_files import load_tokenizer
 
         tokenizer = load_tokenizer(folder)

@@ -168,14 +168,19 @@ class Labelled(Task):
         """Rows one after the other. counted: which of them are scored."""
         import torch
 
-        lengths = [len(row["input_ids"]) for row in rows]
+        lengths = [length for row in rows for length in self.lengths(row)]
         arrays: dict[str, NDArray[Any]] = {
             "input_ids": np.concatenate([row["input_ids"] for row in rows])[None],
             "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
         }
         more, targets = self.inputs(rows, counted, learned)
         tensors = {name: torch.from_numpy(values) for name, values in (arrays | more).items()}
-        return Batch(tensors, tuple(lengths), targets, tokens=int(np.array(lengths)[counted].sum()))
+        tokens = sum(len(row["input_ids"]) for row, scored in zip(rows, counted, strict=True) if scored)
+        return Batch(tensors, tuple(lengths), targets, tokens=tokens)
+
+    def lengths(self, row: Mapping[str, Ints]) -> list[int]:
+        """Tokens of each text of a row that is read by itself."""
+        return [len(row["input_ids"])]
 
     def row(self, split: Split, number: int) -> dict[str, Ints]:
         """The sections of a row by name."""
