@@ -137,6 +137,7 @@ def test_a_teacher_of_something_else_is_refused_before_launch(folder, tmp_path):
         (folder, [*student, "teacher=pretrained"], r"teacher\.path: missing"),
         (folder, [*student, *taught(folder), "teacher.weight=0"], r"teacher\.weight: 0.*teacher=none"),
         (folder, [*student, *taught(folder), "teacher.hidden=1", "model.hidden=48"], r"teacher\.hidden.*width 48.*width 32"),
+        (folder, [*student[:3], "model.layers=4", *taught(folder), "teacher.hidden=1"], r"teacher\.hidden.*has 4 blocks and .* 3, so"),
         (folder, [*student, *taught(folder), "teacher.attention=1"], r"teacher\.relation_heads: 12 do not divide the width 32"),
         (tmp_path, [*student, *taught(folder)], r"labels animal, fruit, tool, and the training examples animals, fruits, tools"),
         (

@@ -95,6 +95,9 @@ def predict(predictor: Predictor, config: Config, source: str, target: Path, bat
     with writing(target) as write:
         while examples := list(islice(waiting, _AT_ONCE)):
             answers = predictor.answers(examples, batch_tokens)
+            # Of an example that is nothing to the model, such as an empty text, it says nothing.
+            said = next((list(answer) for answer in answers if answer), predictor.task.predicted)
+            answers = [answer or dict.fromkeys(said) for answer in answers]
             # Beside what the file itself says of a field.
             named = ({f"predicted_{field}": value for field, value in answer.items()} for answer in answers)
             write(example | answer for example, answer in zip(examples, named, strict=True))

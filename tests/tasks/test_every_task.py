@@ -41,10 +41,22 @@ def questions(count: int) -> list[dict[str, Any]]:
     return found
 
 
+def related(count: int) -> list[dict[str, Any]]:
+    found = []
+    for example in sentences(count):
+        words = example["text"].split()
+        spans = {"subj_start": 0, "subj_end": 0, "obj_start": len(words) - 2, "obj_end": len(words) - 2}
+        found.append({"tokens": words, **spans, "relation": example["label"]})
+    return found
+
+
 TASKS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
     "classification": (sentences(TRAIN + HELD_OUT), BERT),
     "token_classification": (tagged(TRAIN + HELD_OUT), BERT),
     "question_answering": (questions(TRAIN + HELD_OUT), BERT),
+    "relation": (related(TRAIN + HELD_OUT), BERT),
+    # Its negatives are those of the whole global batch, so a process takes its share at once.
+    "contrastive": ([{"anchor": one["source"], "positive": one["target"]} for one in pairs(TRAIN + HELD_OUT)], (*BERT, "micro_batch=auto")),
     "seq2seq": (pairs(TRAIN + HELD_OUT), (*GPT, "task.max_target_length=8")),
     "instruct": (dialogues(TRAIN + HELD_OUT), (*GPT, "task.max_target_length=8", "task.generate=true")),
 }
@@ -57,7 +69,8 @@ def ready(folder: Path, task: str, world: int) -> Path:
     files = write(here / "train.jsonl", examples[:TRAIN]), write(here / "eval.jsonl", examples[TRAIN:])
     data = (f"task={task}", "data=jsonl", f"data.train={files[0]}", f"data.eval={files[1]}", "sequence_length=96")
     # Of 7 rows a step: ranks have other numbers of them, and the last has one step less.
-    given = (*data, *words, "steps=3", "global_batch=7", "micro_batch=3", "eval_every=1")
+    rows = () if "micro_batch=auto" in words else ("micro_batch=3",)
+    given = (*data, *words, *rows, "steps=3", "global_batch=7", "eval_every=1")
     return loops.ready(here, here, *given, name=f"at-{world}", world=world, sizes=())
 
 

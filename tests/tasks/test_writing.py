@@ -51,7 +51,8 @@ def ready(folder: Path, task: str, train: list[Any], held_out: list[Any], *words
     for split, examples in (("train", train), ("eval", held_out)):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
     data = ("data=jsonl", f"data.train={folder}/train.jsonl", f"data.eval={folder}/eval.jsonl", f"task={task}")
-    return loops.ready(folder, folder, *data, *SHORT, *words, name=name, world=world, sizes=())
+    short = [word for word in SHORT if "tokenizer=pretrained" not in words or not word.startswith("tokenizer.")]
+    return loops.ready(folder, folder, *data, *short, *words, name=name, world=world, sizes=())
 
 
 def evaluated(world: World, path: str) -> dict[str, Any]:
@@ -171,6 +172,71 @@ def test_dialogues_teach_the_replies_alone_and_a_template_goes_with_the_model(tm
     assert sorted(written[:-1]) == sorted(shown["written"] for shown in tables["examples"]) and len(written) == 7
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_reply_ends_where_the_template_says_so_and_room_is_its_own(tmp_path):
+    """A base model whose configuration knows the end of a text alone, and a template that ends turns by another token."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = ready(tmp_path, "seq2seq", pairs(40), pairs(4), *GPT, "steps=1", "task.generate=false", name="base")
+    here = loops.training(loops.single(), path)
+    here.loop()
+    here.finish()
+    base = tmp_path / "chat"
+    tokenizer = AutoTokenizer.from_pretrained(path / "model")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(path / "model")
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(base)
+    talk = [{"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": "yes sun"}]} for word in "abcdefgh"]
+    words = ("model=pretrained", f"model.path={base}", "tokenizer=pretrained", f"tokenizer.path={base}", "steps=40", "task.generate=true")
+    chat = ready(tmp_path / "talk", "instruct", talk, talk[:2], *words, "task.max_target_length=24")
+    here = loops.training(loops.single(), chat)
+    here.loop()
+    here.finish()
+    tables = json.loads((chat / "evaluation" / "held_out.json").read_text())
+    assert [shown["written"] for shown in tables["examples"]] == ["yes sun"] * 2, "and nothing behind it"
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in json.loads((chat / "model" / "generation_config.json").read_text())["eos_token_id"]
+
+    # What is written of a dialogue is the same whatever is beside it, also where positions are few.
+    from dataclasses import replace
+
+    from trainer.export import load_exported
+
+    task = load_frozen(chat / "config.yaml").task
+    module = replace(task, max_target_length=100, generate=True).around(load_exported(chat / "model"), here.corpus.learned).eval()
+    module.model.config.max_position_embeddings = 48
+    short, long = (
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]} for text in ("say a", "so " * 40)
+    )
+    rows = [dict(zip(task.sections, map(np.array, row.sections), strict=True)) for row in task.encode([short, long], 0, tokenizer, {}, 64)]
+    with torch.no_grad():
+        for beside in ([rows[0]], rows):
+            written = module(task.batch(beside, np.ones(len(beside), bool), here.corpus.learned))["written"]
+            assert tokenizer.decode(written[0], skip_special_tokens=True) == "yes sun" and written.shape[1] <= 24
+    assert len(rows[1]["input_ids"]) == 64 and rows[1]["prompt"][0] == 62, "what is too long is cut at its beginning"
+
+
+def test_a_source_is_cut_and_never_the_prompt_around_it(tmp_path):
+    from trainer.data.tokenizer_files import load_tokenizer
+
+    for sizes in (GPT, T5):
+        many = [{"source": "word " * 200 + example["source"], "target": example["target"]} for example in pairs(12)]
+        path = ready(tmp_path / sizes[0], "seq2seq", many, many[:3], *sizes, "task.prompt='Tell {source} => in short:'")
+        corpus = open_corpus(*(RunDir(path).placement[key] for key in ("corpus", "rows")))
+        row, tokenizer = load_frozen(path / "config.yaml").task.row(corpus.split("train"), 0), load_tokenizer(corpus.tokenizer_path)
+        read = row["input_ids"][: row["prompt"][0]] if sizes is GPT else row["input_ids"]
+        text = tokenizer.decode(read, skip_special_tokens=True).strip()
+        assert text.startswith("Tell word") and text.endswith("=> in short:") and 40 < len(read) <= 64
+
+
 def test_dialogues_of_which_nothing_fits_are_told(tmp_path, capsys):
     talk = dialogues(4)
     talk[1]["messages"][1]["content"] = "very long " * 100
@@ -185,8 +251,10 @@ def test_b14_what_cannot_be_learned_from_is_refused_with_its_example(tmp_path):
     for task, examples, words, said in (
         ("seq2seq", good, ["task.max_target_length=60"], r"sequence_length: 64 leaves no room.*set sequence_length=92"),
         ("seq2seq", good, ["task.prompt=Say"], r"task\.prompt: 'Say'; allowed.*\{source\}"),
-        ("seq2seq", good, ["+task.generation={num_beam: 4}"], r"task\.generation\.num_beam.*num_beams"),
-        ("seq2seq", [*good, {"source": "a", "target": 3}], [], r"data\.columns\.target: 3 of example 5"),
+        ("seq2seq", good, ["+task.generation={num_beam: 4}"], r"task\.generation\.num_beam: allowed.*num_beams"),
+        ("seq2seq", good, ["+task.generation={do_sample: true}"], r"task\.generation\.do_sample: allowed"),
+        ("seq2seq", good, [f"task.prompt='{'so ' * 40}{{source}}'"], r"task\.prompt.*tokens beside the source"),
+        ("seq2seq", [*good, {"source": "a", "target": {"a": 3}}], [], r"data\.columns\.target: \{'a': 3\} of example 5"),
         ("seq2seq", good, ["model=bert_tiny"], r"task=seq2seq needs a model with a causal head"),
         ("instruct", [*talk, {"messages": [{"role": "user", "content": "hi"}]}], [], r"example 5 has no turn of the assistant"),
         ("instruct", [*talk, {"messages": [{"role": "user"}]}], [], r"turn 1 of example 5 has 'role'; allowed"),

@@ -134,6 +134,12 @@ def distil(module: Headed, teacher: Headed, options: PretrainedTeacher) -> None:
             if student.hidden_size != other.hidden_size
             else f"teacher.hidden: {options.hidden}; not for encoder–decoder models; set teacher.hidden=0"
         )
+    depths = [len(blocks(model)) for model in (module.model, teacher.model)]
+    if options.hidden and depths[0] > depths[1]:
+        raise ConfigError(
+            f"teacher.hidden: {options.hidden}; the student has {depths[0]} blocks and {options.path} {depths[1]}, so not every one has "
+            "another to be held beside; give the student as many at most, or teacher.hidden=0"
+        )
     if options.attention:
         for whose, model in (("the student", module.model), (options.path, teacher.model)):
             _require_relations(whose, model, options.relation_heads)

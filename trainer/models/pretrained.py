@@ -104,7 +104,7 @@ class Pretrained(Model):
             config.num_hidden_layers = len(self.keep_layers)
             if getattr(config, "layer_types", None):
                 config.layer_types = [config.layer_types[layer] for layer in self.keep_layers]
-        if labels and config.pad_token_id is None:
+        if "num_labels" in labels and config.pad_token_id is None:
             # The head of a decoder finds the end of a text by it.
             config.pad_token_id = vocabulary.pad
         # Trained in fp32, whatever it is stored in.
@@ -112,6 +112,8 @@ class Pretrained(Model):
         if model.can_generate():
             with contextlib.suppress(OSError):  # not every repository has one
                 model.generation_config = GenerationConfig.from_pretrained(self.path, revision=self.revision or "main")
+            if "eos_token_id" in labels:
+                model.generation_config.eos_token_id = labels["eos_token_id"]
         return _with_sentinels(model, vocabulary)
 
     def skeleton(self, objective: str, vocabulary: Vocabulary, sequence_length: int, labels: Labels = NONE) -> PreTrainedModel:

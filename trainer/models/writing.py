@@ -107,17 +107,18 @@ class PromptWriting(WritingModule):
         return {self.term: self.layout.logits(self.model, batch.inputs, batch.lengths, batch.inputs[f"{self.term}_index"])}
 
     def written(self, batch: Batch, settings: GenerationConfig) -> Tensor:
-        documents = batch.inputs["input_ids"][0].split(batch.lengths)
-        longest = max(batch.prompts)
-        ids = documents[0].new_full((len(documents), longest), settings.pad_token_id)  # type: ignore[arg-type]
-        mask = torch.zeros_like(ids)
-        # Positions that the model does not have are never written at.
+        documents, prompts = batch.inputs["input_ids"][0].split(batch.lengths), batch.prompts
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most is not None:
-            settings.max_new_tokens = max(1, min(settings.max_new_tokens, most - longest))  # type: ignore[type-var]
+            # Positions that the model does not have are never written at: a prompt leaves room, whatever prompts are beside it.
+            settings.max_new_tokens = min(settings.max_new_tokens, most // 2)  # type: ignore[type-var]
+            prompts = tuple(min(size, most - settings.max_new_tokens) for size in prompts)
+        longest = max(prompts)
+        ids = documents[0].new_full((len(documents), longest), settings.pad_token_id)  # type: ignore[arg-type]
+        mask = torch.zeros_like(ids)
         # To the left, so that what is written follows the prompt.
-        for row, (document, size) in enumerate(zip(documents, batch.prompts, strict=True)):
-            ids[row, longest - size :], mask[row, longest - size :] = document[:size], 1
+        for row, (document, size, whole) in enumerate(zip(documents, prompts, batch.prompts, strict=True)):
+            ids[row, longest - size :], mask[row, longest - size :] = document[whole - size : whole], 1
         return self.generated(settings, input_ids=ids, attention_mask=mask)[:, longest:]
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from trainer.choices import ConfigError, choice, identity, placement
 from trainer.tasks import Field, scores
 from trainer.tasks.labelled import Row, Score, Scored
-from trainer.tasks.writing import SHOWN, Writing
+from trainer.tasks.writing import SHOWN, Writing, require_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from trainer.data.corpus import Corpus
 
 ASSISTANT = "assistant"
 # Of tokenizers that bring none: a turn ends as a text does, so that a model that writes one stops there.
@@ -53,6 +55,18 @@ class Instruct(Writing):
         tokenizer.chat_template = self.template_of(tokenizer)
         tokenizer.save_pretrained(folder)
 
+    def labels_of(self, corpus: Corpus) -> dict[str, Any]:
+        """What ends a reply, where the template has another token for it than the one that ends a text."""
+        from trainer.data.tokenizer_files import load_tokenizer
+
+        tokenizer = load_tokenizer(corpus.tokenizer_path)
+        said = [{"role": "user", "content": "1"}, {"role": ASSISTANT, "content": "2"}]
+        text, ((_, end),) = self._rendered(said, tokenizer, 0)
+        last = tokenizer(text[:end], add_special_tokens=False)["input_ids"][-1]
+        if last == tokenizer.eos_token_id or last not in tokenizer.added_tokens_decoder:
+            return {}
+        return {"eos_token_id": [last] if tokenizer.eos_token_id is None else [last, tokenizer.eos_token_id]}
+
     def encode(
         self,
         examples: Sequence[dict[str, Any]],
@@ -61,11 +75,15 @@ class Instruct(Writing):
         learned: Mapping[str, Any],
         sequence_length: int,
     ) -> Iterator[Row]:
+        if self.template_of(tokenizer) == TEMPLATE:
+            require_end(tokenizer)
         rendered = [self._rendered(turns(example, first + number), tokenizer, first + number) for number, example in enumerate(examples)]
         found = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True)
         for number, (_, replies) in enumerate(rendered):
-            ids = np.array(found["input_ids"][number][:sequence_length])
-            begins = np.array([begin for begin, end in found["offset_mapping"][number][: len(ids)]])
+            # What is too long is cut at its end; where a reply is wanted there, at its beginning.
+            part = slice(-sequence_length, None) if examples[number]["messages"][-1].get("content") == "" else slice(sequence_length)
+            ids = np.array(found["input_ids"][number][part])
+            begins = np.array([begin for begin, end in found["offset_mapping"][number][part]])
             inside = np.zeros(len(ids), np.bool_)
             for begin, end in replies:
                 inside |= (begins >= begin) & (begins < end)

@@ -10,7 +10,7 @@ import numpy as np
 from trainer.choices import ConfigError, choice, identity
 from trainer.tasks import Field, scores
 from trainer.tasks.labelled import Row, Score, Scored
-from trainer.tasks.writing import SHOWN, Writing
+from trainer.tasks.writing import SHOWN, Writing, require_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,16 +65,32 @@ class Seq2Seq(Writing):
                 f"tokens of its target; set sequence_length={_LEAST * 4 + self.max_target_length} or a shorter target"
             )
         before, after = (self.prompt or (_SOURCE + "\n" if alone else _SOURCE)).split(_SOURCE)
+        beside = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, after))
+        if room - beside < _LEAST:
+            raise ConfigError(
+                f"task.prompt: {self.prompt!r} has {beside} tokens beside the source, for which {room - beside} are left; "
+                "set a shorter one, or a longer sequence_length"
+            )
+        require_end(tokenizer)
         targets = [references(example, first + number)[0] for number, example in enumerate(examples)]
         for number, example in enumerate(examples):
             source, target = str(example["source"]), targets[number]
             if alone:
                 yield self._continued(first + number, tokenizer, (before, source, after), target, room)
                 continue
-            read = _ended(tokenizer(before + source + after, truncation=True, max_length=room)["input_ids"], tokenizer, room)
-            limit = self.max_target_length
+            read, limit = self._read(tokenizer, (before, source, after), room), self.max_target_length
             written = _ended(tokenizer(text_target=target, truncation=True, max_length=limit)["input_ids"], tokenizer, limit)
             yield Row(first + number, (read, written, (), ()), {self.vocabulary_term: len(written)})
+
+    def _read(self, tokenizer: PreTrainedTokenizerFast, prompt: tuple[str, str, str], room: int) -> list[int]:
+        """What an encoder reads: of a prompt that is too long, the source is cut."""
+        before, source, after = prompt
+        over = len(_ended(tokenizer("".join(prompt))["input_ids"], tokenizer, room + 1)) - room
+        if over > 0:
+            over = len(tokenizer("".join(prompt))["input_ids"]) + 1 - room
+            ends = [end for _, end in tokenizer(source, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
+            source = source[: ends[-over - 1]] if over < len(ends) else ""
+        return _ended(tokenizer(before + source + after, truncation=True, max_length=room)["input_ids"], tokenizer, room)
 
     def _continued(self, example: int, tokenizer: PreTrainedTokenizerFast, prompt: tuple[str, str, str], target: str, room: int) -> Row:
         """Of a decoder alone: the prompt, of which the source may be cut, and what follows."""
@@ -117,9 +133,9 @@ def references(example: Mapping[str, Any], number: int) -> list[str]:
     """What may be written of an example: the first is what is learned. Raises ConfigError for what is no text."""
     given = example["target"]
     found = given if isinstance(given, list) else [given]
-    if not found or not all(isinstance(text, str) for text in found):
+    if not found or not all(isinstance(text, (str, int, float)) for text in found):
         raise ConfigError(f"data.columns.target: {given!r} of example {number + 1:,}; allowed: a text, or a list of references")
-    return found
+    return list(map(str, found))
 
 
 def _ended(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast, most: int) -> list[int]:

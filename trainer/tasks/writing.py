@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 # Figures of an evaluation that come of written texts show so many of them.
 SHOWN = 20
-# What `generation` cannot set: the task does.
-_OURS = ("max_length", "max_new_tokens", "return_dict_in_generate")
+# Options of transformers' GenerationConfig that say which text is the best; none is drawn, so the figures of a model are its own.
+_OPTIONS = ("num_beams", "length_penalty", "early_stopping", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+            "repetition_penalty", "encoder_repetition_penalty")  # fmt: skip
 
 
 @dataclass
@@ -50,17 +51,9 @@ class Writing(Regularizing, Labelled):
     def check(self) -> None:
         super().check()
         require_positive(self, "max_target_length")
-        if self.generation:
-            from transformers import GenerationConfig
-
-            known = [
-                name for name in GenerationConfig().to_dict() if not name.startswith("_") and not name.endswith("_id") and name not in _OURS
-            ]
-            for name in self.generation:
-                if name not in known:
-                    raise ConfigError(
-                        f"task.generation.{name}: none that is set here{nearest(name, known)}; transformers' GenerationConfig lists all"
-                    )
+        for name in self.generation:
+            if name not in _OPTIONS:
+                raise ConfigError(f"task.generation.{name}: allowed: {', '.join(_OPTIONS)}{nearest(name, _OPTIONS)}")
 
     def labels_of(self, corpus: Corpus) -> dict[str, Any]:
         return {}
@@ -138,3 +131,12 @@ def _prompted(rows: Sequence[Mapping[str, Ints]], counted: NDArray[np.bool_]) ->
         "TERM_index": np.concatenate([row["places"] - 1 + start for row, start in kept] or none),
     }
     return arrays, tuple(lengths), {"prompts": tuple(int(row["prompt"][0]) for row in rows)}
+
+
+def require_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise ConfigError where a tokenizer has no token that ends a text."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "tokenizer: it has no token that ends a text, so a model could not learn where an answer ends; give one with eos_token in its "
+            "tokenizer_config.json"
+        )
