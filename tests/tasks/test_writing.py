@@ -229,7 +229,7 @@ def test_a_source_is_cut_and_never_the_prompt_around_it(tmp_path):
 
     for sizes in (GPT, T5):
         many = [{"source": "word " * 200 + example["source"], "target": example["target"]} for example in pairs(12)]
-        path = ready(tmp_path / sizes[0], "seq2seq", many, many[:3], *sizes, "task.prompt='Tell {source} => in short:'")
+        path = ready(tmp_path / sizes[0][6:], "seq2seq", many, many[:3], *sizes, "task.prompt='Tell {source} => in short:'")
         corpus = open_corpus(*(RunDir(path).placement[key] for key in ("corpus", "rows")))
         row, tokenizer = load_frozen(path / "config.yaml").task.row(corpus.split("train"), 0), load_tokenizer(corpus.tokenizer_path)
         read = row["input_ids"][: row["prompt"][0]] if sizes is GPT else row["input_ids"]
