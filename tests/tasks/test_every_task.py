@@ -54,7 +54,7 @@ TASKS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
     "classification": (sentences(TRAIN + HELD_OUT), BERT),
     "token_classification": (tagged(TRAIN + HELD_OUT), BERT),
     "question_answering": (questions(TRAIN + HELD_OUT), BERT),
-    "relation": (related(TRAIN + HELD_OUT), BERT),
+    "relation": (related(TRAIN + HELD_OUT), GPT),
     # Its negatives are those of the whole global batch, so a process takes its share at once.
     "contrastive": ([{"anchor": one["source"], "positive": one["target"]} for one in pairs(TRAIN + HELD_OUT)], (*BERT, "micro_batch=auto")),
     "seq2seq": (pairs(TRAIN + HELD_OUT), (*GPT, "task.max_target_length=8")),
