@@ -14,14 +14,16 @@ from tests.data.corpora import prepared
 from trainer.choices import ConfigError
 from trainer.data.modules import KINDS, Module
 from trainer.data.sources import EVAL, TRAIN, Stdlib
-from trainer.data.stdlib_examples import RULES, ModuleExamples, defaults, module_name
+from trainer.data.stdlib_examples import RULES, ModuleExamples, defaults, module_name, relations
 from trainer.models.bert import BERT
 from trainer.models.gpt2 import GPT2
 from trainer.models.t5 import T5
 from trainer.tasks import Field
 from trainer.tasks.classification import Classification
+from trainer.tasks.contrastive import Contrastive
 from trainer.tasks.instruct import Instruct
 from trainer.tasks.mlm_nsp import MaskedLMWithNextSentence
+from trainer.tasks.relation import Relation
 from trainer.tasks.seq2seq import Seq2Seq
 from trainer.tasks.token_classification import TokenClassification
 
@@ -50,6 +52,16 @@ def test_each_token_is_what_the_tree_says() -> None:
         "return/keyword path/name join/call name/name str/call rate/name",
     ]
     assert told[3].startswith('"""Grow') and {token.kind for line in statements for token in line} <= set(KINDS)
+
+
+def test_tokens_are_related_as_the_statement_says() -> None:
+    found = [*relations(Module("trees.leaf", SOURCE), ())]
+    told = {(example["label"], example["tokens"][example["head_start"]], example["tokens"][example["tail_end"]]) for example in found}
+    assert {each for each in told if each[0] != "none"} == {
+        ("base", "Leaf", "Tree"), ("default", "rate", "1.5"), ("default", "name", '"leaf"'), ("attribute", "parts", "self"),
+        ("argument", "add", "height"), ("attribute", "join", "path"), ("argument", "join", "name"), ("argument", "str", "rate"),
+    }  # fmt: skip
+    assert ("none", "rate", '"leaf"') in told
 
 
 def test_a_function_is_told_without_its_docstring_and_defaults_are_where_they_stand() -> None:
@@ -133,7 +145,9 @@ def test_b14_fields_that_no_rule_makes_are_refused_with_those_that_are_made(sour
     assert {file.split for file in source.listing_for(MaskedLMWithNextSentence()).files} == {TRAIN, EVAL}, "text: whole packages"
 
 
-@pytest.mark.parametrize(("task", "model"), [(Seq2Seq(generate=False), T5()), (Instruct(), GPT2())], ids=["seq2seq", "instruct"])
-def test_texts_are_prepared_too(source, task, model) -> None:
+@pytest.mark.parametrize(
+    ("task", "model"), [(Seq2Seq(generate=False), T5()), (Instruct(), GPT2()), (Relation(), GPT2()), (Contrastive(), BERT())]
+)
+def test_other_tasks_are_prepared_too(source, task, model) -> None:
     corpus = prepared(replace(source, packages=["json", "html"]), task=task, model=model, sequence_length=192)
     assert len(corpus.split("train").rows) > 10 and len(corpus.split("eval").rows) > 1

@@ -71,6 +71,37 @@ def _stretches(statements: Iterable[list[Token]]) -> Iterator[list[Token]]:
             held = []
 
 
+def relations(module: Module, labels: Sequence[str]) -> Iterator[Example]:
+    """How two marked tokens of a statement are related: base, attribute, argument, default, or in none of these ways."""
+    found: list[Example] = []
+    for statement in module.statements:
+        if len(statement) > _MOST or any(len(token.text) > _LONGEST_TOKEN for token in statement):
+            continue
+        known = dict(related(statement))
+        tails = [tail for _, tail in known]
+        apart = [(head, tail) for head, _ in known for tail in tails if head != tail and (head, tail) not in known]
+        for head, tail in [*known, *apart[:1]]:
+            places = {"head_start": head, "head_end": head, "tail_start": tail, "tail_end": tail}
+            label = known.get((head, tail), "none")
+            found.append({"tokens": [token.text for token in statement], **places, "label": label})
+    yield from evenly(found, _OF_A_MODULE)
+
+
+def related(statement: Sequence[Token]) -> Iterator[tuple[tuple[int, int], str]]:
+    """Pairs of tokens of a statement, by their numbers, and how the second belongs to the first."""
+    for number, (first, sign, second) in enumerate(zip(statement, statement[1:], statement[2:], strict=False)):
+        follows = statement[number + 3].text if number + 3 < len(statement) else ""
+        ends = follows in (",", ")")
+        if first.kind == "class" and sign.text == "(" and second.kind == "name" and ends:
+            yield (number, number + 2), "base"
+        elif first.kind == "name" and sign.text == "." and second.kind in ("attribute", "call"):
+            yield (number + 2, number), "attribute"
+        elif first.kind == "call" and sign.text == "(" and second.kind == "name" and ends:
+            yield (number, number + 2), "argument"
+        elif first.kind == "parameter" and sign.text == "=" and ends:
+            yield (number, number + 2), "default"
+
+
 def evenly(items: Sequence[T], count: int) -> Iterator[T]:
     """At most so many of them, at even distances."""
     return (items[number * len(items) // count] for number in range(count)) if len(items) > count else iter(items)
@@ -105,7 +136,7 @@ def summaries(module: Module, labels: Sequence[str]) -> Iterator[Example]:
 def pairs(module: Module, labels: Sequence[str]) -> Iterator[Example]:
     """The first sentence of a function's docstring, and the source that it belongs to."""
     for function in documented(module):
-        yield {"text": function.docstring, "pair": function.source}
+        yield {"anchor": function.docstring, "positive": function.source}
 
 
 def documented(module: Module) -> Iterator[Function]:
@@ -147,7 +178,8 @@ RULES: dict[frozenset[str], Rule] = {
     frozenset({"tokens", "tags"}): kinds,
     frozenset({"question", "context", "answers"}): defaults,
     frozenset({"source", "target"}): summaries,
-    frozenset({"text", "pair"}): pairs,
+    frozenset({"anchor", "positive"}): pairs,
+    frozenset({"label"}): relations,
     frozenset({"messages"}): conversations,
 }
 
