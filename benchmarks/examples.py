@@ -215,7 +215,7 @@ def questions(data: Path) -> Examples:
             yield article["title"], article
 
     train, held_out = parted(files(data / "xquad", "*.en.json"), read)
-    texts = [paragraph["context"] for article in train for paragraph in article["paragraphs"]]
+    texts = [paragraph["context"].replace("\n", " ") for article in train for paragraph in article["paragraphs"]]
     baselines = {
         "first sentence": _answered(held_out, lambda sentence, question: 0),
         "sentence with most words of the question": _answered(held_out, lambda sentence, question: len(sentence & question)),
@@ -250,9 +250,10 @@ def meanings(data: Path) -> Examples:
     train, held_out = (_said(side) for side in sides)
     learned = [{"source": source, "target": text} for source, texts in train.items() for text in texts[:_SAID]]
     written = [{"source": source, "target": texts} for source, texts in held_out.items()]
-    # Some sentences are said of several meanings.
+    # Some sentences are said of several meanings; those of which no pair is learned are text by themselves.
     known = {text for texts in held_out.values() for text in texts}
-    return Examples(learned, written, sorted({text for texts in train.values() for text in texts} - known))
+    others = {text for texts in train.values() for text in texts[_SAID:]} - known
+    return Examples(learned, written, [f"{one['source']}\n{one['target']}" for one in learned] + sorted(others))
 
 
 def _said(pairs: list[Record]) -> dict[str, list[str]]:

@@ -83,7 +83,7 @@ BASES = {
         True,
         ("model=llama_tiny", "model.kv_heads=4", *_SMALL),
         2048,
-        ("sequence_length=128", "global_batch=16", "steps=1200", "optim.lr=3e-3"),
+        ("sequence_length=128", "global_batch=16", "steps=800", "optim.lr=3e-3"),
     ),
 }
 TASKS = {
@@ -120,7 +120,7 @@ TASKS = {
         "english",
         "f1",
         ("task=question_answering", "sequence_length=320", "global_batch=8", "epochs=3"),
-        {SCRATCH: "1e-3", FULL: "1e-3", LORA: "6e-3"},
+        {SCRATCH: "1e-3", FULL: "1e-3", LORA: "3e-3"},
         best=100.0,
     ),
     "sentences from meanings": Task(
@@ -128,7 +128,7 @@ TASKS = {
         "decoder",
         "bleu",
         ("task=seq2seq", "task.max_target_length=64", "sequence_length=192", "global_batch=16", "epochs=3"),
-        {SCRATCH: "2e-3", FULL: "1e-3", LORA: "4e-3"},
+        {SCRATCH: "2e-3", FULL: "1e-3", LORA: "6e-3"},
         best=100.0,
     ),
 }
@@ -146,7 +146,7 @@ def pretrained(name: str, data: Path, work: Path) -> Path:
     base = BASES[name]
     texts = [text for read in base.reads for text in read(data).texts] + (examples.plain_text(data) if base.general else [])
     path = work / f"{name}.txt"
-    path.write_text("\n\n".join(text.replace("\n", " ") for text in texts), encoding="utf-8")
+    path.write_text("\n\n".join(texts), encoding="utf-8")
     words = (*base.model, f"task={base.task}", f"tokenizer.vocab_size={base.vocabulary}", *base.budget,
              "data=text", "data.document=blank_line", f"data.path={path}", "data.held_out=0.02")  # fmt: skip
     folder = named(work, name, words)

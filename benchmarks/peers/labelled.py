@@ -58,21 +58,38 @@ def _tags(row: dict[str, Ints]) -> Item:
     return {"labels": labels.tolist()}
 
 
-_LABELLED: dict[str, Callable[[dict[str, Ints]], Item]] = {"classification": _class, "token_classification": _tags}
+def _continued(row: dict[str, Ints]) -> Item:
+    """Of a decoder alone; transformers shifts the labels itself."""
+    labels = np.full(len(row["input_ids"]), IGNORED)
+    labels[row["places"]] = row["input_ids"][row["places"]]
+    return {"labels": labels.tolist()}
+
+
+_LABELLED: dict[str, Callable[[dict[str, Ints]], Item]] = {
+    "classification": _class,
+    "token_classification": _tags,
+    "seq2seq": _continued,
+}
 
 
 def collator(config: Config, data: Data) -> Callable[[list[Item]], Item]:
     """What transformers documents for the task: it pads a batch to its longest example."""
-    from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+    from transformers import DataCollatorForSeq2Seq, DataCollatorForTokenClassification, DataCollatorWithPadding
 
+    collators = {"token_classification": DataCollatorForTokenClassification, "seq2seq": DataCollatorForSeq2Seq}
     tokenizer = load_tokenizer(data.open().tokenizer_path)
-    if config.task.name == "token_classification":
-        return DataCollatorForTokenClassification(tokenizer)
-    return DataCollatorWithPadding(tokenizer)
+    found: Callable[[list[Item]], Item] = collators.get(config.task.name, DataCollatorWithPadding)(tokenizer)
+    return found
 
 
 def first_model(config: Config, data: Data) -> Any:
-    """The transformers model that a run of this configuration starts from, with the same values."""
+    """The transformers model that a run of this configuration starts from, with the same values.
+
+    Raises ValueError where its losses would not be ours.
+    """
+    vocabulary = data.open().vocabulary
+    if config.task.name == "seq2seq" and vocabulary.size != vocabulary.padded:
+        raise ValueError(f"a vocabulary of {vocabulary.size}: peers would spread probability over the padding; take a multiple of 64")
     return real_copy(skeleton_of(config, data.open()), config.seed)
 
 
