@@ -36,6 +36,8 @@ from trainer.trials.outcomes import curve, relative  # noqa: E402
 STEPS = 6
 # Rates at which so few steps show something.
 OPTIMS = {"adamw": 3e-3, "muon": 3e-3, "lion": 1e-3, "lamb": 1e-2, "adafactor": 3e-2, "sgd": 0.1}
+# Of adapters that learn more slowly, on a model that has learned nothing.
+ADAPTERS = {"ia3": 0.1, "adalora": 0.1, "prompt": 0.1, "p_tuning": 1e-2, "prefix": 3e-2}
 TASKS = {
     "clm": ("model=gpt2", *loops.GPT),
     "denoising": ("model=t5_tiny", *loops.GPT),
@@ -87,7 +89,7 @@ def run(strategies: list[str], features: list[Feature], folder: Path) -> dict[st
 
 def composed(feature: Feature, folder: Path) -> Config:
     """A run of a feature on one device."""
-    rate = f"optim.lr={OPTIMS[feature.optim]}"
+    rate = f"optim.lr={ADAPTERS.get(feature.adapter, OPTIMS[feature.optim])}"
     words = [f"optim={feature.optim}", rate, f"precision={feature.precision}", f"task={feature.task}", *TASKS[feature.task]]
     words += [f"adapter={feature.adapter}"]
     # 7 rows do not divide by 2 or 4. fp16 may drop a first step, as it finds its scale.

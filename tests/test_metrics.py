@@ -185,6 +185,22 @@ def test_model_flops_are_what_torch_counts(model_of: Callable[[], Any]) -> None:
     assert counter.get_total_flops() == ours
 
 
+def test_frozen_parameters_cost_no_gradient_of_their_own_and_those_below_none_at_all() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for chosen in ((), ("h.1.",), ("lm_head",), ("wte", "h.1.mlp")):
+        model = _gpt2()
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(any(each in name for each in chosen) or not chosen)
+        ids = torch.randint(0, 128, (3, 16))
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            logits_at(model, None, input_ids=ids).sum().backward()
+        ours = work_of(model, ["clm"]).flops(48, {"clm": 48}, (16, 16, 16))
+        assert counter.get_total_flops() == ours, chosen
+
+
 def test_the_head_counts_on_the_rows_it_is_computed_for() -> None:
     work = work_of(_bert(), ["mlm", "nsp"])
     blocks = 2 * (4 * 32 * 32 + 2 * 32 * 64)

@@ -161,13 +161,18 @@ def _found(config: Config, asked: dict[str, Any], world: World) -> Found:
     folder = Path(asked["model"])
     values, path, revision = None, str(folder), None
     if is_adapter(folder):
-        values, (path, revision) = Filed(folder), base_of(folder)
+        values, (path, revision), config.adapter = Filed(folder), base_of(folder), config.adapter.stored()
         # Nothing is trained, but what has a state on this strategy decides how it is cut.
         config.optim = AdamW(freeze=config.optim.freeze)
     else:
         config.adapter, config.optim = NoAdapter(), AdamW()
     config.model, config.init.run = Pretrained(path=path, revision=revision), None
-    begun = start_of(config.task.module(config, corpus), config, world, values)
+    module = config.task.module(config, corpus)
+    if values is not None:
+        # What of the model itself was trained, such as a head, is in the adapter's file, though its base has values for it.
+        trained = [name for name, _ in module.named_parameters() if values.name_of(name) in values.names]
+        config.adapter.beside = trained or None  # type: ignore[attr-defined]
+    begun = start_of(module, config, world, values)
     placement = config.strategy.place(begun.module, begun.weights, config.optim.build, config, world)
     found = Found({}, {})
     for each in (Set(**given) for given in asked["sets"]):

@@ -35,6 +35,14 @@ class Writer:
     tokenizer: Any
     limit: int
 
+    def __post_init__(self) -> None:
+        from trainer.models.front import as_peft, prefix_length, virtual_ids
+
+        # What is learned in front of every document stands in front of what is written, too.
+        self.front = list(virtual_ids(self.model))
+        if prefix_length(self.model):
+            self.model = as_peft(self.model)
+
     @property
     def fills(self) -> bool:
         """Whether the model fills in masked tokens instead of going on with a text."""
@@ -98,7 +106,7 @@ class Writer:
         if temperature > 0:
             sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k}
         seed_all(seed, "generate")
-        inputs = torch.tensor([ids], device=self.model.device)
+        inputs = torch.tensor([[*self.front, *ids]], device=self.model.device)
         padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         with torch.no_grad():
             found = self.model.generate(  # type: ignore[operator]
@@ -110,7 +118,7 @@ class Writer:
                 **sampling,
             )
         tokens: list[int] = found[0].tolist()
-        return tokens
+        return tokens if self.infills else tokens[len(self.front) :]
 
     def fill(self, prompt: str, top: int = 5) -> list[list[Guess]]:
         """The likeliest tokens for every [MASK] of the prompt, in order. Raises ConfigError where there is none."""
@@ -143,12 +151,12 @@ class Writer:
 
         if len(ids) > self.limit:
             raise ConfigError(f"prompt: {len(ids)} tokens, but the model has learned to see {self.limit} at once; give a shorter one")
-        inputs = torch.tensor([ids], device=self.model.device)
+        inputs = torch.tensor([[*self.front, *ids]], device=self.model.device)
         places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
         with torch.no_grad():
             output = self.model(input_ids=inputs)
         logits = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
-        best = logits[0, places].float().softmax(-1).topk(top)
+        best = logits[0, len(self.front) :][places].float().softmax(-1).topk(top)
         return [
             list(zip(tokens, probabilities, strict=True))
             for tokens, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -168,16 +176,17 @@ def open_writer(path: Path, sequence_length: int | None = None) -> Writer:
     import transformers
 
     from trainer.export import load_exported
+    from trainer.models.front import prefix_length, virtual_tokens
     from trainer.models.layout import first_position
 
     # A bar for a file on the disk, and a warning of padding where there is none (generation leaves an all-true mask out).
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
-    model = load_exported(path).eval()
+    model = load_exported(path, bare=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None:
-        positions -= first_position(model.config)
+        positions -= first_position(model.config) + virtual_tokens(model) + prefix_length(model)
     # Positions that training never reached have random embeddings.
     limits = [limit for limit in (positions, sequence_length) if limit is not None]
     return Writer(model, tokenizer, min(limits, default=2048))

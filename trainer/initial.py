@@ -21,6 +21,7 @@ from trainer.run import RunDir, checkpoint_of, load_frozen
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
     from trainer.adapters.frozen import Base
     from trainer.checkpoint.opening import Opened
@@ -134,14 +135,19 @@ def _share(config: Config, named: Mapping[str, nn.Parameter]) -> str:
 def first_weights(config: Config, module: nn.Module, world: World) -> Read:
     """Values before step 1, for `Strategy.place`; entered by every rank. module: the task's, without values."""
     if config.init.run:
-        return open_one(checkpoint_of(config.init.run), world).read
+        from trainer.models.stored import Continued
+
+        source = config.init.run
+        return Continued(open_one(checkpoint_of(source), world).read, module.model, config.seed, source)  # type: ignore[arg-type]
     return config.model.weights(module, config.seed)
 
 
 def refuse_unadaptable(config: Config, corpus: Corpus) -> None:
     """Raise ConfigError where the model lacks what is to be frozen or adapted, or where what it begins with is not there."""
     if is_partial(config):
-        start_of(bare(config, corpus), config, alone())
+        module = bare(config, corpus)
+        config.adapter.fits(module.model, config)  # type: ignore[arg-type]
+        start_of(module, config, alone())
 
 
 def refuse_unmatched(config: Config, corpus: Corpus) -> None:
@@ -217,16 +223,24 @@ def refuse_other_ids(config: Config, corpus: Corpus, key: str = "model.path") ->
 
 def _refuse_other_shapes(config: Config, checkpoint: Path, theirs: RunDir, corpus: Corpus) -> None:
     model = skeleton_of(config, corpus)
+    new = _of_head(model) if theirs.config_path.exists() and load_frozen(theirs.config_path).objective != config.objective else ()
     try:
         held = shapes_in(checkpoint)
     except CheckpointError as error:
         raise ConfigError(f"init.run: {error}") from error
     for name, parameter in model.named_parameters(prefix="model"):
         ours = tuple(parameter.shape)
-        if held.get(name) == ours:
+        if held.get(name) == ours or name not in held and name in new:
             continue
         there = f"{name} has shape {held[name]} there" if name in held else f"there is no {name} there{nearest(name, held)}"
         raise ConfigError(f"init.run: {config.init.run}: {there}, and {ours} here; {_mend(config, theirs)}")
+
+
+def _of_head(model: PreTrainedModel) -> set[str]:
+    """Parameters that a network may have because of its head alone: those outside of its body, and a pooler."""
+    body = {name for name, _ in model.base_model.named_parameters(model.base_model_prefix) if ".pooler." not in name}
+    every = {name for name, _ in model.named_parameters()}
+    return {f"model.{name}" for name in every - body} if model.base_model is not model else set()
 
 
 def _mend(config: Config, theirs: RunDir) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from trainer.adapters.folder import ENCODER
+
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
 CONVENTION = (
-    "MFU: model FLOPs (6 x matmul parameters, head at its padded size and on the rows it is computed for, of experts the share that a "
-    "token takes, embedding lookups left out; plus full, non-causal attention inside each document, or inside the window of a local "
-    "layer; nothing for padding) a second / dense bf16 peak of the devices"
+    "MFU: model FLOPs (6 x matmul parameters: 2 forward, 2 for the gradient of what goes in, 2 for that of the parameter; of frozen ones "
+    "4, and 2 in blocks below the first with something trained; head at its padded size and on the rows it is computed for, of experts the "
+    "share that a token takes, embedding lookups and what makes virtual tokens left out; plus full, non-causal attention inside each "
+    "document, or inside the window of a local layer; nothing for padding) a second / dense bf16 peak of the devices"
 )
 
 # Dense bf16 FLOP/s by the vendors' data sheets, without sparsity. The first pattern that occurs in the device's name counts.
@@ -49,8 +53,8 @@ def named_peak(name: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a model computes: matmul parameters used for every token, those of each term's head, and the size of attention.
+class Products:
+    """Matmul parameters used for every token, those of each term's head, and the size of attention.
 
     body: parameters. heads: term → parameters, used once a target of that term; a decoder beside an encoder is part of its term's.
     attention: Σ over layers of heads × head size. windows: the same of layers that see a window, by its size. decoder: the same of a
@@ -59,18 +63,40 @@ class Work:
 
     body: int
     heads: Mapping[str, int]
-    attention: int
+    attention: int = 0
     windows: Mapping[int, int] = field(default_factory=dict)
     decoder: int = 0
 
+    def rows(self, tokens: int, targets: Mapping[str, int]) -> int:
+        """Parameters times what they are used for."""
+        return self.body * tokens + sum(size * targets.get(term, 0) for term, size in self.heads.items())
+
+    def pairs(self, lengths: Sequence[int], decoded: Sequence[int], prefix: int) -> int:
+        """Sizes of attention times pairs of tokens."""
+        found = self.attention * sum(length * (length + prefix) for length in lengths)
+        found += sum(size * sum(_band(length, window) for length in lengths) for window, size in self.windows.items())
+        return found + self.decoder * sum(length * (length + source) for length, source in zip(decoded, lengths, strict=bool(decoded)))
+
+
+@dataclass(frozen=True)
+class Work(Products):
+    """What a model computes: forward; through: that of it whose input wants a gradient; trained: that of it which does itself.
+
+    virtual, prefix: tokens, or keys and values, that stand in front of every document.
+    """
+
+    through: Products = Products(0, {})
+    trained: Products = Products(0, {})
+    virtual: int = 0
+    prefix: int = 0
+
     def flops(self, tokens: int, targets: Mapping[str, int], lengths: Sequence[int], decoded: Sequence[int] = ()) -> float:
         """FLOPs of forward and backward of a batch. lengths: tokens of each document; decoded: what a decoder writes for each."""
-        rows = self.body * tokens + sum(size * targets.get(term, 0) for term, size in self.heads.items())
-        pairs = self.attention * sum(length * length for length in lengths)
-        pairs += sum(size * sum(_band(length, window) for length in lengths) for window, size in self.windows.items())
-        pairs += self.decoder * sum(length * (length + source) for length, source in zip(decoded, lengths, strict=bool(decoded)))
+        tokens, lengths = tokens + self.virtual * len(lengths), [length + self.virtual for length in lengths]
+        rows = sum(each.rows(tokens, targets) for each in (self, self.through, self.trained))
         # Scores and weighted values: 2 products of 2 FLOPs a pair of tokens forward, twice that backward.
-        return 6.0 * rows + 12.0 * pairs
+        forward, backward = (each.pairs(lengths, decoded, self.prefix) for each in (self, self.through))
+        return 2.0 * rows + 4.0 * forward + 8.0 * backward
 
 
 def _band(length: int, window: int) -> int:
@@ -83,21 +109,56 @@ def work_of(model: PreTrainedModel, terms: Sequence[str]) -> Work | None:
 
     None where the model mixes tokens by something else than attention, of which nothing is counted here.
     """
+    from trainer.models.front import prefix_length, virtual_tokens
+
     config = model.config.get_text_config()
     heads_of_attention = getattr(config, "num_attention_heads", None)
     if not isinstance(heads_of_attention, int) or not _ATTENDS.issuperset(getattr(config, "layer_types", None) or ()):
         return None
-    body, heads = 0, dict.fromkeys(terms, 0)
-    for name, size in _products(model):
-        term = _term(name, model, terms)
-        if term is None:
-            body += size
-        else:
-            heads[term] += size
     size = heads_of_attention * (getattr(config, "head_dim", None) or config.hidden_size // heads_of_attention)
     local = _windows(model)
     decoder = _decoder_layers(config) if config.is_encoder_decoder else 0
-    return Work(body, heads, (config.num_hidden_layers - len(local)) * size, {w: local.count(w) * size for w in local}, decoder * size)
+    whole, windows = (config.num_hidden_layers - len(local)) * size, {window: local.count(window) * size for window in local}
+    reached, share = _reached(model)
+    products = [(_term(name, model, terms), size, name) for name, size in _products(model)]
+    through = [(term, size) for term, size, name in products if reached(name)]
+    trained = [(term, size) for term, size, name in products if any(one.requires_grad for one in _weights(model, name))]
+    body, heads = _summed([(term, size) for term, size, _ in products], terms)
+    behind = {window: round(each * share) for window, each in windows.items()}
+    wanting = Products(*_summed(through, terms), round(whole * share), behind, round(decoder * size * share))
+    front = {"virtual": virtual_tokens(model), "prefix": prefix_length(model)}
+    return Work(body, heads, whole, windows, decoder * size, wanting, Products(*_summed(trained, terms)), **front)
+
+
+def _summed(products: list[tuple[str | None, int]], terms: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """Parameters used for every token, and those of each term's head."""
+    return sum(size for term, size in products if term is None), {
+        each: sum(size for term, size in products if term == each) for each in terms
+    }
+
+
+def _weights(model: PreTrainedModel, name: str) -> Iterator[nn.Parameter]:
+    return model.get_submodule(name).parameters(recurse=False)
+
+
+def _reached(model: PreTrainedModel) -> tuple[Callable[[str], bool], float]:
+    """Whether what goes into a module, by its name, wants a gradient, because something trained comes before it, or in its own block; and
+    the share of the blocks of which that is so."""
+    places = {name: place for place, (name, _) in enumerate(model.named_parameters(remove_duplicate=False))}
+    trained = [name for name, one in model.named_parameters() if one.requires_grad]
+    if not trained or any(ENCODER in name for name in trained):
+        return (lambda _: True), 1.0  # what stands in front of documents comes before all
+    from trainer.models.blocks import blocks
+
+    first, inside = places[trained[0]], {id(block) for block in blocks(model)}
+    whole = [name for name, module in model.named_modules() if id(module) in inside]
+
+    def reached(name: str) -> bool:
+        block = next((each for each in whole if f"{name}.".startswith(f"{each}.")), None)
+        own = [place for each, place in places.items() if each.startswith(f"{block or name}.")]
+        return bool(own) and (first <= max(own) if block else first < min(own))
+
+    return reached, sum(map(reached, whole)) / len(whole) if whole else 1.0
 
 
 _ATTENDS = {"full_attention", "sliding_attention"}
@@ -113,10 +174,11 @@ def _products(model: PreTrainedModel) -> Iterator[tuple[str, int]]:
     # Layers that are used several times have their parameters once.
     uses = config.num_hidden_layers // config.num_hidden_groups if hasattr(config, "num_hidden_groups") else 1
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding):
+        # What makes virtual tokens is no work of a token.
+        if isinstance(module, nn.Embedding) or ENCODER in name:
             continue
         for key, weight in module.named_parameters(recurse=False):
-            if key == "weight" and weight.dim() == 2:
+            if weight.dim() == 2 and (key == "weight" or isinstance(module, nn.ParameterDict)):
                 yield name, weight.numel() * (uses if ".albert_layer_groups." in name else 1)
             elif weight.dim() == 3 and hasattr(config, "num_experts_per_tok"):
                 yield name, weight.numel() * config.num_experts_per_tok // weight.shape[0]

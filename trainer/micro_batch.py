@@ -90,7 +90,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     begun = start(config, corpus, world)
     recompute_blocks(begun.module, config.recompute)
-    placement = Single().place(begun.module, begun.weights, config.optim.build, config, world)
+    placement = Single().place(begun.module, begun.weights, config.adapter.watched(config.optim.build), config, world)
     split = corpus.split("train")
     best, best_rate, size = 0, 0.0, 1
     while size <= rows:

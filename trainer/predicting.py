@@ -47,7 +47,7 @@ class Predictor:
         self.task, self.length, self.device = config.task.answering(), config.sequence_length, device
         self.learned: dict[str, Any] = json.loads((folder / LEARNED).read_text())
         self.tokenizer = load_tokenizer(folder)
-        self.module = self.task.around(load_exported(folder), self.learned).to(device).eval()
+        self.module = self.task.around(load_exported(folder, bare=True), self.learned).to(device).eval()
 
     def answers(self, examples: Sequence[dict[str, Any]], batch_tokens: int) -> list[dict[str, Any]]:
         """What is predicted of each example, by field. batch_tokens: tokens that are computed together, at most."""

@@ -96,7 +96,7 @@ class Training:
         self.counts = counts_of(module.model.parameters())  # type: ignore[union-attr]
         self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
         recompute_blocks(module, config.recompute)
-        self.placement = config.strategy.place(module, begun.weights, config.optim.build, config, world)
+        self.placement = config.strategy.place(module, begun.weights, config.adapter.watched(config.optim.build), config, world)
         module.train()
 
         split = self.corpus.split("train")
@@ -196,6 +196,7 @@ class Training:
                     placement.accumulate(objective(losses, weights, step.targets), last=number == len(step.micro_batches) - 1)
                     meter.add(losses, step.targets, batch)
                 norm, applied = placement.finish(config.schedule.factor(self.step, self.steps), config.optim.max_norm)
+                placement.allocate(config.adapter.budget(self.step + 1, self.steps))
 
                 self._consume(step, norm, applied)
                 self.trackers.advance(self.step)

@@ -84,7 +84,7 @@ def test_c14_packed_bert_is_each_pair_alone_and_heads_on_targets_equal_full_head
     reference = {name: parameter.grad.clone() for name, parameter in bert.named_parameters()}
     bert.zero_grad()
     module = PretrainingModule(bert, 101).train()
-    for found, full in zip(module._logits(batch), (torch.cat(scores)[inputs["mlm_index"]], torch.cat(relations)), strict=True):
+    for found, full in zip(module.heads(batch).values(), (torch.cat(scores)[inputs["mlm_index"]], torch.cat(relations)), strict=True):
         assert torch.allclose(found, full, rtol=1e-5, atol=1e-5)
     losses = module(batch)
     sum(losses.values()).backward()

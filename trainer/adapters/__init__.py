@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import Choice, choice
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
-CHOICES = ("lora", "ia3", "bottleneck")
+    from trainer.checkpoint.pieces import Read
+    from trainer.config import Config
+    from trainer.strategies import BuildOptimizer
+
+CHOICES = ("lora", "ia3", "adalora", "bottleneck", "prompts", "qlora")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Ranks that an adapted layer may keep in the mean; settled: those that it has, and no others."""
+
+    ranks: float
+    settled: bool = False
 
 
 class Adapter(Choice, group="adapter"):
@@ -30,6 +45,24 @@ class Adapter(Choice, group="adapter"):
         Raises ConfigError where the model has no place for them.
         """
         raise NotImplementedError
+
+    def fits(self, model: PreTrainedModel, config: Config) -> None:
+        """Raise ConfigError where it cannot be had with this network in this run; before launch."""
+
+    def place(self, module: nn.Module, weights: Read, device: torch.device) -> None:
+        """What of a module on meta is kept in another form than as parameters is put there, by strategies that keep it whole."""
+
+    def watched(self, build: BuildOptimizer) -> BuildOptimizer:
+        """What builds the optimizer, for which an adapter may keep state of its own."""
+        return build
+
+    def budget(self, step: int, steps: int) -> Budget | None:
+        """What is left of the ranks after a step, a pure function of its number from 1; None: nothing changes."""
+        return None
+
+    def stored(self) -> Adapter:
+        """What its file holds: all but what is needed for training alone."""
+        return self
 
 
 @choice

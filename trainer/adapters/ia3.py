@@ -23,13 +23,6 @@ class IA3(Injected):
 
     merges: ClassVar[bool] = True
 
-    def check(self) -> None:
-        super().check()
-        if self.targets is not None:
-            raise ConfigError(
-                f"adapter.targets: {self.targets!r}; (IA)³ scales keys, values and feed-forward layers and no others; leave it out"
-            )
-
     def settings(self, model: PreTrainedModel) -> PeftConfig:
         from peft import IA3Config
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as INNER

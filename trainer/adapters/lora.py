@@ -18,29 +18,41 @@ if TYPE_CHECKING:
 class Injected(Adapter):
     """Layers of PEFT around layers of the model."""
 
-    targets: Any = identity(None, help="layers by their last names; all: every linear one but the head; null: PEFT's for the architecture")
     beside: list[str] | None = identity(
         None, help="parameters of the model that are trained too: patterns of names; null: those it has no values for, such as a new head"
     )
 
-    def check(self) -> None:
-        named = isinstance(self.targets, (list, tuple)) and self.targets and all(isinstance(one, str) for one in self.targets)
-        if self.targets is not None and self.targets != "all" and not named:
-            raise ConfigError(f"adapter.targets: {self.targets!r}; allowed: null, all, or names of layers, e.g. 'adapter.targets=[c_attn]'")
-
     def adapt(self, model: PreTrainedModel, lacking: Collection[str] = ()) -> None:
-        from trainer.adapters.injecting import inject, train_beside
+        from trainer.adapters.injecting import train_beside
 
-        inject(model, self.settings(model))
+        self.put(model, self.settings(model))
         train_beside(model, self.beside, lacking)
+
+    def put(self, model: PreTrainedModel, settings: PeftConfig) -> None:
+        """Put the layers into the model."""
+        from trainer.adapters.injecting import inject
+
+        inject(model, settings)
 
     def settings(self, model: PreTrainedModel) -> PeftConfig:
         """PEFT's own configuration."""
         raise NotImplementedError
 
 
+@dataclass
+class Targeted(Injected):
+    """Layers of PEFT around those layers of the model that are named."""
+
+    targets: Any = identity(None, help="layers by their last names; all: every linear one but the head; null: PEFT's for the architecture")
+
+    def check(self) -> None:
+        named = isinstance(self.targets, (list, tuple)) and self.targets and all(isinstance(one, str) for one in self.targets)
+        if self.targets is not None and self.targets != "all" and not named:
+            raise ConfigError(f"adapter.targets: {self.targets!r}; allowed: null, all, or names of layers, e.g. 'adapter.targets=[c_attn]'")
+
+
 @choice
-class Lora(Injected):
+class Lora(Targeted):
     """LoRA: W + alpha/rank × B A, of which B and A are trained; B begins at zero."""
 
     name: str = "lora"

@@ -250,12 +250,17 @@ def replace_folder(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_exported(path: Path) -> PreTrainedModel:
-    """The model in a run's `model/`, with the head it was trained with. Raises ConfigError where there is none yet."""
+def load_exported(path: Path, bare: bool = False) -> PreTrainedModel:
+    """The model in a run's `model/`, with the head it was trained with. Raises ConfigError where there is none yet.
+
+    bare: not in PEFT's wrapper, where that puts something in front of documents; the caller does.
+    """
     import transformers
 
     if is_adapter(path):
-        return load_adapted(path)
+        from trainer.models.front import as_peft
+
+        return load_adapted(path) if bare else as_peft(load_adapted(path))  # type: ignore[no-any-return]
     if not (path / "config.json").exists():
         raise ConfigError(f"{path}: no model there yet; it is written when the run reaches its budget")
     tell_engines("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trainer.adapters.folder import ARCHITECTURE, OWN, VALUES, file_name
+from trainer.adapters.folder import ARCHITECTURE, ENCODER, IN_FRONT, OWN, VALUES, file_name
+from trainer.adapters.prompts import USES
 from trainer.atomic import write_json
 from trainer.checkpoint.boxes import Box, Shape
 from trainer.config import to_dict
@@ -26,14 +27,7 @@ if TYPE_CHECKING:
     from trainer.export.weights import Weights
 
 # What PEFT calls the use of a model, by its head.
-_USES = {
-    "causal": "CAUSAL_LM",
-    "denoising": "SEQ_2_SEQ_LM",
-    "sequence_classification": "SEQ_CLS",
-    "token_classification": "TOKEN_CLS",
-    "question_answering": "QUESTION_ANS",
-    "embedding": "FEATURE_EXTRACTION",
-}
+_USES = USES | {"embedding": "FEATURE_EXTRACTION"}
 
 
 def save_adapter(folder: Path, whole: PreTrainedModel, weights: Weights, trained: Collection[str], config: Config, base: str) -> int:
@@ -41,9 +35,11 @@ def save_adapter(folder: Path, whole: PreTrainedModel, weights: Weights, trained
 
     whole: the model with the adapter in it, on the meta device; trained: names in the run; base: where the model itself lies.
     """
-    shapes = {name: tensor for name, tensor in weights.shapes.items() if f"model.{name}" in trained}
-    places = {file_name(f"model.{name}"): name for name in shapes}
-    write_file(folder / VALUES, {key: shapes[name] for key, name in places.items()}, lambda key: weights[places[key]])
+    front = _in_front(whole, weights)
+    own = [name for name in weights.shapes if f"model.{name}" in trained and f".{ENCODER}." not in f".{name}"]
+    places = {file_name(f"model.{name}", bool(front)): name for name in own}
+    shapes = {key: weights.shapes[name] for key, name in places.items()} | front
+    write_file(folder / VALUES, shapes, lambda key: front[key] if key in front else weights[places[key]])
     whole.config.architectures, whole.config.dtype = [type(whole).__name__], "float32"
     whole.config.to_json_file(folder / ARCHITECTURE)
     place = {"base_model_name_or_path": base, "revision": getattr(config.model, "revision", None)}
@@ -54,7 +50,7 @@ def save_adapter(folder: Path, whole: PreTrainedModel, weights: Weights, trained
     settings.task_type = _USES.get(config.objective)
     settings.base_model_name_or_path, settings.revision = base, place["revision"]
     settings.inference_mode = True
-    settings.modules_to_save = _beside(whole, shapes, getattr(settings, "bias", "none")) or None
+    settings.modules_to_save = _beside(whole, own, getattr(settings, "bias", "none")) or None
     settings.save_pretrained(folder)
     return sum(tensor.numel() for tensor in shapes.values())
 
@@ -67,13 +63,37 @@ def base_path(config: Config) -> str | None:
     return str(Path(path).resolve()) if Path(path).is_dir() else str(path)
 
 
-def _beside(whole: nn.Module, shapes: Collection[str], bias: str) -> list[str]:
+def _beside(whole: nn.Module, names: Collection[str], bias: str) -> list[str]:
     """Modules of the model itself that were trained too; biases that PEFT's `bias` speaks of are not meant."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = tuple(f"{path}." for path, module in whole.named_modules() if isinstance(module, BaseTunerLayer))
-    own = [name for name in shapes if not name.startswith(layers)]
-    return sorted({name.rpartition(".")[0] for name in own if bias == "none" or not name.endswith(".bias")})
+    own = [name for name in names if not name.startswith(layers) and (bias == "none" or not name.endswith(".bias"))]
+    return sorted({_whole_module(whole, name, own) for name in own})
+
+
+def _whole_module(whole: nn.Module, name: str, own: Collection[str]) -> str:
+    """The largest module around a parameter that was trained as a whole: PEFT takes a head for one module, however many it has."""
+    parts = name.split(".")
+    around = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    trained = (path for path in around if all(f"{path}.{each}" in own for each, _ in whole.get_submodule(path).named_parameters()))
+    return next(trained, around[-1])
+
+
+@torch.no_grad()
+def _in_front(whole: nn.Module, weights: Weights) -> dict[str, Tensor]:
+    """What stands in front of documents, as its encoder makes it of its values; nothing where nothing does."""
+    path = next((name for name, _ in whole.named_modules() if name.rpartition(".")[2] == ENCODER), None)
+    if path is None:
+        return {}
+    encoder = copy.deepcopy(whole.get_submodule(path))
+
+    def read(name: str, kind: str, shape: Shape, box: Box) -> Tensor:
+        return weights[name][box.slices()]
+
+    materialise(encoder, read, torch.device("cpu"), prefix=path)  # type: ignore[arg-type]
+    count = whole.get_submodule(path).embedding.num_embeddings  # type: ignore[union-attr]
+    return {IN_FRONT: encoder(torch.arange(count)).to(weights.dtype).contiguous()}  # type: ignore[arg-type]
 
 
 class Plain:

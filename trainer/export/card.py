@@ -12,7 +12,7 @@ from trainer.choices import IDENTITY
 from trainer.config import digest
 from trainer.data.batches import batches_of
 from trainer.export.command import command_of
-from trainer.models.objectives import HEADS
+from trainer.export.loading import PIPELINES, library_of, loads
 from trainer.reference import choice_options, written
 from trainer.tracking import jsonl
 from trainer.tracking.figures import baselines, shown
@@ -34,23 +34,10 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 
-# What a hub calls the use of a model, by its head.
-_PIPELINES = {
-    "causal": "text-generation",
-    "masked": "fill-mask",
-    "pretraining": "fill-mask",
-    "sequence_classification": "text-classification",
-    "token_classification": "token-classification",
-    "question_answering": "question-answering",
-    "embedding": "sentence-similarity",
-}
-# By head: what the tokenizer is given, and what is done with it.
-_USES = {
-    "causal": ('"Once upon a time"', "model.generate(**tokens, max_new_tokens=40)[0]"),
-    "masked": ('f"The {tokenizer.mask_token} is here."', "model(**tokens).logits[0].argmax(-1)"),
-    "pretraining": ('f"The {tokenizer.mask_token} is here."', "model(**tokens).prediction_logits[0].argmax(-1)"),
-    "denoising": ('"The <extra_id_0> is here."', "model.generate(**tokens, max_new_tokens=40)[0]"),
-}
+# What a hub calls a figure, where that is not its own name.
+_METRICS = {"mcc": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+# Labels that are named, at most.
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -102,14 +89,15 @@ def facts(subject: Subject) -> dict[str, Any]:
     return {
         "name": (form.repository or config.name).rpartition("/")[2],
         "place": place,
-        "loads": _loads(config.objective, place),
+        "loads": _loads(subject, place),
         "graphs": subject.graphs,
         "architecture": type(model).__name__,
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "origin": _origin(config),
         "step": f"{opened.step:,}",
         "finished": opened.state["position"] >= batches_of(config, corpus.split("train")).total,
-        "model": _model(config, model, form),
+        "model": [*_model(config, model, form), *_labels(config, corpus)],
+        "adapter": None if form.merge or not config.adapter.adapts else config.adapter.name,
         "data": _data(config, corpus),
         "tokenizer": _tokenizer(config, corpus),
         "recipe": _recipe(config, opened),
@@ -122,6 +110,8 @@ def facts(subject: Subject) -> dict[str, Any]:
         "fingerprint": corpus.fingerprint,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "objective": config.objective,
+        "task": config.task.name,
+        "labels": bool(config.task.labels_of(corpus).get("id2label")),
         "sequence_length": f"{config.sequence_length:,}",
         "tokens": f"{opened.state['tokens']:,}",
     }
@@ -134,20 +124,23 @@ def metadata(subject: Subject, found: dict[str, Any]) -> ModelCardData:
     config = subject.config
     hub = [config.data.path] if config.data.name == "hub" and not Path(config.data.path).exists() else None  # type: ignore[attr-defined]
     base = getattr(config.model, "path", None)
-    pipeline = _PIPELINES.get(config.objective)
+    pipeline = PIPELINES.get(config.objective)
+    library = library_of(config.adapter, subject.form.merge)
     # A hub takes one figure of a kind: those of the whole held-out part, not of a source or a set.
     parts = tuple(f"eval_{name}_" for name in (*filter(None, subject.corpus.named()), *config.evals))
     whole = {key: value for key, value in found["figures"].items() if key.startswith("eval_") and not key.startswith(parts)}
     results = list(_evaluated(config, whole, pipeline, hub))
+    adapts: dict[str, Any] = {"base_model_relation": "adapter"} if library != "transformers" and base and not Path(base).exists() else {}
     return ModelCardData(
         license=subject.form.license,
-        library_name="transformers",
+        library_name=library,
         pipeline_tag=pipeline,
         tags=[TAG, str(subject.model.config.model_type), config.task.name],
         datasets=hub,
         base_model=base if base and not Path(base).exists() else None,
         model_name=found["name"],
         eval_results=results or None,
+        **adapts,
     )
 
 
@@ -160,10 +153,17 @@ def _evaluated(config: Config, figures: dict[str, float], pipeline: str | None, 
             task_type=pipeline or "text-generation",
             dataset_type=hub[0] if hub else config.data.name,
             dataset_name=f"{hub[0] if hub else config.data.name}, held out",
-            metric_type="accuracy" if kind.endswith("accuracy") else kind,
+            metric_type=_metric(kind),
             metric_name=kind.replace("_", " "),
             metric_value=round(value, 6),
         )
+
+
+def _metric(kind: str) -> str:
+    """What a hub calls a figure: one name for those of several means."""
+    if kind.endswith("accuracy"):
+        return "accuracy"
+    return "f1" if kind.startswith("f1_") else "rouge" if kind.startswith("rouge") else _METRICS.get(kind, kind)
 
 
 def results(lines: list[dict[str, Any]], step: int) -> dict[str, float]:
@@ -179,18 +179,18 @@ def _named(key: str) -> str:
     return named.get(key, key.removeprefix("eval_").replace("_", " "))
 
 
-def _loads(objective: str, place: str) -> str:
-    """Python that loads the model and uses it once."""
-    kind = HEADS.get(objective, ("AutoModel",))[0]
-    lines = [
-        f"from transformers import {kind}, AutoTokenizer",
-        f"tokenizer = AutoTokenizer.from_pretrained({place!r})",
-        f"model = {kind}.from_pretrained({place!r})",
-    ]
-    if objective in _USES:
-        given, done = _USES[objective]
-        lines += ["", f'tokens = tokenizer({given}, return_tensors="pt")', f"print(tokenizer.decode({done}))"]
-    return "\n".join(lines)
+def _loads(subject: Subject, place: str) -> str:
+    from trainer.export.adapter import base_path
+
+    config, corpus = subject.config, subject.corpus
+    form = subject.form
+    return loads(config, config.task.labels_of(corpus), place, base_path(config), form.merge, form.repository is not None)
+
+
+def _labels(config: Config, corpus: Corpus) -> Rows:
+    names = list(config.task.labels_of(corpus).get("id2label", {}).values())
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return [("labels", ", ".join(f"`{name}`" for name in names[:_NAMED]) + more)] if names else []
 
 
 def _origin(config: Config) -> str:

@@ -70,8 +70,11 @@ def write_graphs(folder: Path, config: Config, corpus: Corpus) -> list[Graph]:
     Raises ConfigError where PyTorch cannot trace the model, and naming the difference where the graph computes something else.
     """
     from trainer.export import load_exported
+    from trainer.models.front import prefix_length, virtual_tokens
 
-    model: Any = load_exported(folder).float().eval()
+    model: Any = load_exported(folder, bare=True).float().eval()
+    if virtual_tokens(model) or prefix_length(model):
+        raise ConfigError(f"onnx: true, but adapter={config.adapter.name} puts something in front of every document, which no graph has")
     batches = examples_of(model, config, corpus)
     parts: list[tuple[str, nn.Module, list[Named]]] = [("model.onnx", Whole(model), batches)]
     if model.config.is_encoder_decoder:

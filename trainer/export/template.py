@@ -2,7 +2,8 @@
 
 TEMPLATE = """# {{ name }}
 
-A `{{ architecture }}` with {{ parameters }} parameters, {{ origin }} with Shardloom. Weights of step {{ step }}\
+{{ "An adapter (`" + adapter + "`) of a" if adapter else "A" }} `{{ architecture }}` with {{ parameters }} parameters, {{ origin }} with \
+Shardloom. Weights of step {{ step }}\
 {{ "" if finished else ", of a run that had not reached its budget" }}.
 
 ## Use
@@ -60,9 +61,11 @@ This step was not evaluated.
 
 - It has seen {{ tokens }} tokens of the text above and nothing else. What that text lacks, gets wrong or leans towards, so does the model.
 - Nothing was measured but the figures above, where there are any: no other domain, no task, no safety.
-{% if objective == "causal" %}
+{% if labels %}
+- It knows its labels and no others: what fits none of them gets one all the same.
+{% elif objective == "causal" and task != "instruct" %}
 - It goes on with a text. It was not trained to follow instructions, and states falsehoods as fluently as facts.
-{% elif objective in ("masked", "pretraining", "denoising") %}
+{% elif objective in ("masked", "pretraining") or task == "denoising" %}
 - It fills in what is hidden from it. For a task of your own it wants fine-tuning.
 {% endif %}
 - It was trained on rows of {{ sequence_length }} tokens, and longer texts are beyond what it has learned.

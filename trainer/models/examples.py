@@ -6,7 +6,8 @@ two hooks: the body is given the packed tokens, and its hidden states are laid o
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trainer.models import padded
+from trainer.models.front import in_front, virtual_tokens
 from trainer.models.head import without_cache
 from trainer.models.headed import Headed, soft_targets
 from trainer.models.layout import CAUSAL, MASKED, first_position
@@ -32,6 +34,9 @@ _GIVEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 class ExampleModule(Headed):
     """A model with a head for examples. notice: a line for people; empty where examples are known to keep apart in one packed row."""
 
+    # Whether an output is of each token, or of the example as a whole.
+    of_tokens: ClassVar[bool] = True
+
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
@@ -49,6 +54,14 @@ class ExampleModule(Headed):
 
     def outputs(self, batch: Batch) -> Any:
         """What the model's own forward returns of examples side by side, `[examples, longest, …]`."""
+        front = in_front(self.model, batch.inputs, batch.lengths)
+        found = self._outputs(replace(batch, inputs=dict(front.inputs), lengths=front.lengths), front.extra)
+        if self.of_tokens and (count := virtual_tokens(self.model)):
+            for name in [name for name in found if name.endswith("logits")]:
+                found[name] = found[name][:, count:]
+        return found
+
+    def _outputs(self, batch: Batch, extra: dict[str, Tensor]) -> Any:
         ids = batch.inputs["input_ids"][0]
         unpacked = Unpacked.of(batch.lengths, ids.device)
         given = {"input_ids": unpacked.rows(ids, self.pad), "attention_mask": unpacked.real.long()}
@@ -58,7 +71,7 @@ class ExampleModule(Headed):
         if not self.is_packed:
             return self.model(**given, **named)
         body = self.model.base_model
-        before = body.register_forward_pre_hook(lambda _, args, named: ((), self._packed(batch, named)), with_kwargs=True)
+        before = body.register_forward_pre_hook(lambda _, args, named: ((), self._packed(batch, named) | extra), with_kwargs=True)
         after = body.register_forward_hook(lambda _, __, output: self._unpacked(output, unpacked))
         try:
             return self.model(**given, **named)
@@ -106,6 +119,8 @@ class TaggingModule(ExampleModule):
 class ClassificationModule(ExampleModule):
     """One output an example. problem: as transformers names it. weights: of each label in the loss; smoothing: share of a target's weight
     that is spread over all labels."""
+
+    of_tokens = False
 
     def __init__(self, model: PreTrainedModel, problem: str, weights: list[float] | None, smoothing: float):
         super().__init__(model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trainer.choices import ConfigError
 from trainer.models import packed, padded
 from trainer.models.deferred import real_copy
+from trainer.models.front import in_front
 from trainer.models.head import logits_at
 from trainer.models.packed import use_attention, use_packed_attention
 from trainer.models.padded import Padded, Pairs
@@ -49,8 +50,10 @@ class Packed:
 
     def logits(self, model: nn.Module, inputs: Mapping[str, Tensor], lengths: tuple[int, ...], rows: Tensor | None) -> Tensor:
         """As Layout has it."""
-        positions = inputs["position_ids"] + self.first if self.first else inputs["position_ids"]
-        return logits_at(model, rows, input_ids=inputs["input_ids"], position_ids=positions, doc_lens=lengths)
+        front = in_front(model, inputs, lengths)
+        ids, positions = front.inputs["input_ids"], front.inputs["position_ids"]
+        positions = positions + self.first if self.first else positions
+        return logits_at(model, front.rows(rows), input_ids=ids, position_ids=positions, doc_lens=front.lengths, **front.extra)
 
 
 def first_position(config: Any) -> int:

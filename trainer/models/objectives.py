@@ -46,6 +46,11 @@ def without_pooler(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def objective_of(model: PreTrainedModel) -> str | None:
+    """The objective that the head of a network is for."""
+    return next((name for name in HEADS if _found(name)[1].get(type(model.config), None) is type(model)), None)
+
+
 def _found(objective: str) -> list[Any]:
     import transformers
 

@@ -16,8 +16,10 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -39,10 +41,11 @@ _SCORES = ("position_bias", "softcap", "s_aux")
 
 @dataclass(frozen=True)
 class Seen:
-    """What a token sees of its own document. window: below this distance; None: at any."""
+    """What a token sees of its own document, and of `front` keys that stand in front of it. window: below this distance; None: at any."""
 
     causal: bool
     window: int | None = None
+    front: int = 0
 
 
 def packed_attention(
@@ -55,12 +58,14 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     doc_lens: Sequence[int] | None = None,
+    prefix: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Block-diagonal attention. query, key, value: `[1, heads, tokens, head]` → `[1, tokens, heads, head]`.
 
     sliding_window: tokens i and j of a document see each other where |i − j| is below it; in transformers this keyword means the same
-    for causal and for two-sided layers, and None is a layer that sees all. Raises ValueError for what a model asks for beyond that.
+    for causal and for two-sided layers, and None is a layer that sees all. prefix: keys and values of every layer, `[layers × 2, heads,
+    count, head]`, that stand in front of each document. Raises ValueError for what a model asks for beyond that.
     """
     if attention_mask is not None or doc_lens is None or query.shape[0] != 1:
         raise ValueError("packed attention takes one row without a mask and doc_lens=…: padding is one more document, not a mask")
@@ -69,23 +74,27 @@ def packed_attention(
     wanted = sorted(name for name in _SCORES if others.get(name) is not None)
     if wanted:
         raise ValueError(f"packed attention has no {', '.join(wanted)}, which this model's layers ask for")
+    # Of this layer.
+    front = None if prefix is None else prefix.unflatten(0, (-1, 2))[module.layer_idx].to(key.dtype)  # type: ignore[index]
     if key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+        front = None if front is None else front.repeat_interleave(repeats, dim=1)
     for watch in _WATCHES:
         watch(query, key, value)
-    lengths = tuple(doc_lens)
-    seen = Seen(bool(getattr(module, "is_causal", False)), sliding_window if sliding_window and sliding_window < max(lengths) else None)
+    lengths, count = tuple(doc_lens), 0 if front is None else front.shape[2]
+    window = sliding_window if sliding_window and sliding_window < max(lengths) + count else None
+    seen = Seen(bool(getattr(module, "is_causal", False)), window, count)
     rate = dropout if module.training else 0.0
     if len(set(lengths)) == 1 and seen.window is None:
         q, k, v = (_fold(tensor, len(lengths), lengths[0]) for tensor in (query, key, value))
-        return _unfold(_attend(q, k, v, seen, rate, scaling)), None
+        return _unfold(_attend(q, k, v, seen, rate, scaling, front)), None
     sizes = query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
-    fits = query.is_cuda and query.dtype in _VARLEN_DTYPES and rate == 0.0 and sizes
+    fits = query.is_cuda and query.dtype in _VARLEN_DTYPES and rate == 0.0 and sizes and front is None
     kernel = varlen_kernel(seen.window is not None) if fits else None
     if kernel is not None:
         return kernel(query, key, value, lengths, seen, scaling), None
-    return _by_length(query, key, value, lengths, seen, rate, scaling), None
+    return _by_length(query, key, value, lengths, seen, rate, scaling, front), None
 
 
 _WATCHES: list[Callable[..., None]] = []
@@ -102,7 +111,14 @@ def watched(watch: Callable[..., None]) -> Iterator[None]:
 
 
 def _by_length(
-    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], seen: Seen, dropout: float, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: tuple[int, ...],
+    seen: Seen,
+    dropout: float,
+    scaling: float | None,
+    front: Tensor | None,
 ) -> Tensor:
     """One kernel call for each length: documents of equal length share it.
 
@@ -113,7 +129,7 @@ def _by_length(
     split = [tensor[0].transpose(0, 1).split(list(lengths)) for tensor in (query, key, value)]
     for members in _groups(lengths):
         q, k, v = (torch.stack([parts[member] for member in members]).transpose(1, 2) for parts in split)
-        out = _attend(q, k, v, seen, dropout, scaling).transpose(1, 2)
+        out = _attend(q, k, v, seen, dropout, scaling, front).transpose(1, 2)
         pieces.update(zip(members, out.unbind(0), strict=True))
     return torch.cat([pieces[index] for index in range(len(lengths))]).unsqueeze(0)
 
@@ -130,20 +146,23 @@ def _unfold(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).reshape(1, documents * length, heads, size)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, dropout: float, scaling: float | None) -> Tensor:
-    """Attention in documents of one length: `[documents, heads, length, head]`."""
-    length = query.shape[2]
-    if seen.window is None or length <= seen.window:
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Seen, dropout: float, scaling: float | None, front: Tensor | None) -> Tensor:
+    """Attention in documents of one length: `[documents, heads, length, head]`. front: keys and values, `[2, heads, count, head]`."""
+    if front is not None:
+        key, value = (torch.cat([part.expand(len(query), -1, -1, -1), own], dim=2) for part, own in zip(front, (key, value), strict=True))
+    length, size = query.shape[2], key.shape[2]
+    if (seen.window is None or size <= seen.window) and not (seen.front and seen.causal):
         return F.scaled_dot_product_attention(query, key, value, is_causal=seen.causal, dropout_p=dropout, scale=scaling)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=_band(length, seen, query.device), dropout_p=dropout, scale=scaling)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _band(length: int, seen: Seen, device: torch.device) -> Tensor:
-    """Which key each query of a document sees: bool `[length, length]`."""
-    assert seen.window is not None
-    band = torch.ones(length, length, dtype=torch.bool, device=device).triu_(1 - seen.window)
-    return band.tril_(0 if seen.causal else seen.window - 1)
+    """Which key each query of a document sees: bool `[length, front + length]`."""
+    size = seen.front + length
+    window = size if seen.window is None else seen.window
+    band = torch.ones(size, size, dtype=torch.bool, device=device).triu_(1 - window)
+    return band.tril_(0 if seen.causal else window - 1)[seen.front :]
 
 
 # What torch's kernel for documents of several lengths takes; it has no dropout either, and none for a CPU.
@@ -186,7 +205,12 @@ def varlen_kernel(window: bool) -> Callable[..., Tensor] | None:
 @lru_cache(maxsize=64)
 def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where each document starts, and the end: int32 on the device. Made once a batch, not once a layer, and copied without waiting."""
-    host = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return send(np.array([0, *accumulate(lengths)], dtype=np.int32), device)
+
+
+def send(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Values of the host on a device, without waiting for it."""
+    host = torch.from_numpy(values)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trainer.models.front import in_front
 from trainer.models.head import logits_at
+from trainer.models.packed import send
 from trainer.tasks import Batch
 
 # torch's attention with a mask that is always made: transformers' own looks whether it could be left out, and waits for the device.
@@ -42,8 +43,9 @@ class Padded:
 
     def logits(self, model: nn.Module, inputs: Mapping[str, Tensor], lengths: tuple[int, ...], rows: Tensor | None) -> Tensor:
         """Logits `[rows, vocabulary]` at rows of the packed tokens, or at all of them."""
-        ids = inputs["input_ids"][0]
-        unpacked = Unpacked.of(lengths, ids.device)
+        front = in_front(model, inputs, lengths)
+        ids, rows = front.inputs["input_ids"][0], front.rows(rows)
+        unpacked = Unpacked.of(front.lengths, ids.device)
         home = unpacked.home if rows is None else unpacked.home.index_select(0, rows)
         return logits_at(model, home, input_ids=unpacked.rows(ids, self.pad), attention_mask=unpacked.real.long())
 
@@ -57,8 +59,9 @@ class Pairs:
 
     def logits(self, model: nn.Module, batch: Batch, rows: Tensor | None) -> Tensor:
         """Logits `[rows, vocabulary]` at rows of the packed tokens that the decoder writes, or at all of them."""
-        read, written = batch.inputs["input_ids"][0], batch.inputs["decoder_ids"][0]
-        source, target = (Unpacked.of(lengths, read.device) for lengths in (batch.lengths, batch.decoded))
+        front = in_front(model, batch.inputs, batch.lengths)
+        read, written = front.inputs["input_ids"][0], batch.inputs["decoder_ids"][0]
+        source, target = (Unpacked.of(lengths, read.device) for lengths in (front.lengths, batch.decoded))
         # Each token is predicted from those before it; what stands behind the end of a document is seen by none of its tokens.
         before = F.pad(target.rows(written, self.pad)[:, :-1], (1, 0), value=self.start)
         home = target.home if rows is None else target.home.index_select(0, rows)
@@ -83,14 +86,9 @@ class Unpacked:
         places = np.arange(sizes.max())
         real = places < sizes[:, None]
         starts = np.cumsum(sizes) - sizes
-        send = partial(_send, device=device)
-        return Unpacked(send(np.where(real, starts[:, None] + places, 0)), send(real), send(np.flatnonzero(real)))
+        put = partial(send, device=device)
+        return Unpacked(put(np.where(real, starts[:, None] + places, 0)), put(real), put(np.flatnonzero(real)))
 
     def rows(self, tokens: Tensor, pad: int) -> Tensor:
         """Packed values `[tokens]` as padded rows `[documents, longest]`."""
         return tokens.index_select(0, self.source.flatten()).view(self.source.shape).masked_fill(~self.real, pad)
-
-
-def _send(values: NDArray[Any], device: torch.device) -> Tensor:
-    host = torch.from_numpy(values)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

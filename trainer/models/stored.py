@@ -19,6 +19,8 @@ from trainer.parameter_groups import renumbered
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from trainer.checkpoint.reading import Reader
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -70,6 +72,21 @@ class Stored:
         if old is not None:
             values[old.slices(box.offset)] = _part(stored, old)
         return values
+
+
+class Continued:
+    """Another run's parameters as `Read` gives them; what it has no place for, such as a head, is new and has first values.
+
+    notice, new: as Stored has them. source: what the user calls that run.
+    """
+
+    def __init__(self, read: Reader, model: PreTrainedModel, seed: int, source: str):
+        self.scalars, self.read, self.first = read.scalars, read, First(model, seed)
+        self.new = [name for name, _ in model.named_parameters("model") if (name, "parameter") not in read.shapes]
+        self.notice = f"init.run: {source}: not in its checkpoint, so with first values: {', '.join(self.new)}" if self.new else ""
+
+    def __call__(self, name: str, kind: str, shape: Shape, box: Box) -> Tensor:
+        return (self.first if name in self.new else self.read)(name, kind, shape, box)
 
 
 def _part(stored: Sliced, box: Box) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from trainer.models import packed
+from trainer.models.front import as_peft, in_front, prefix_length, virtual_ids
 from trainer.models.headed import Headed
 from trainer.models.heads import vocabulary_sums
 from trainer.models.layout import layout_of, pairs_of
@@ -83,7 +84,8 @@ class WritingModule(Headed):
     def generated(self, settings: GenerationConfig, **inputs: Tensor) -> Tensor:
         """What transformers writes."""
         together = dist.is_initialized() and dist.get_world_size() > 1
-        found: Tensor = self.model.generate(**inputs, generation_config=settings, synced_gpus=together)  # type: ignore[operator]
+        model: Any = as_peft(self.model) if prefix_length(self.model) else self.model
+        found: Tensor = model.generate(**inputs, generation_config=settings, synced_gpus=together)
         return found
 
     @contextmanager
@@ -108,17 +110,20 @@ class PromptWriting(WritingModule):
 
     def written(self, batch: Batch, settings: GenerationConfig) -> Tensor:
         documents, prompts = batch.inputs["input_ids"][0].split(batch.lengths), batch.prompts
+        virtual = documents[0].new_tensor(list(virtual_ids(self.model)))
         most = getattr(self.model.config, "max_position_embeddings", None)
         if most is not None:
             # Positions that the model does not have are never written at: a prompt leaves room, whatever prompts are beside it.
+            most -= len(virtual) + prefix_length(self.model)
             settings.max_new_tokens = min(settings.max_new_tokens, most // 2)  # type: ignore[type-var]
             prompts = tuple(min(size, most - settings.max_new_tokens) for size in prompts)
-        longest = max(prompts)
+        longest = len(virtual) + max(prompts)
         ids = documents[0].new_full((len(documents), longest), settings.pad_token_id)  # type: ignore[arg-type]
         mask = torch.zeros_like(ids)
         # To the left, so that what is written follows the prompt.
         for row, (document, size, whole) in enumerate(zip(documents, prompts, batch.prompts, strict=True)):
-            ids[row, longest - size :], mask[row, longest - size :] = document[whole - size : whole], 1
+            begin = longest - len(virtual) - size
+            ids[row, begin:], mask[row, begin:] = torch.cat([virtual, document[whole - size : whole]]), 1
         return self.generated(settings, input_ids=ids, attention_mask=mask)[:, longest:]
 
 
@@ -132,7 +137,8 @@ class PairWriting(WritingModule):
         return {self.term: self.layout.logits(self.model, batch, batch.inputs[f"{self.term}_index"])}
 
     def written(self, batch: Batch, settings: GenerationConfig) -> Tensor:
-        read = batch.inputs["input_ids"][0]
-        source = Unpacked.of(batch.lengths, read.device)
+        front = in_front(self.model, batch.inputs, batch.lengths)
+        read = front.inputs["input_ids"][0]
+        source = Unpacked.of(front.lengths, read.device)
         ids = source.rows(read, settings.pad_token_id)  # type: ignore[arg-type]
         return self.generated(settings, input_ids=ids, attention_mask=source.real.long())[:, 1:]

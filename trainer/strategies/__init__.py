@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from trainer.adapters import Budget
     from trainer.checkpoint.pieces import Piece, Read
     from trainer.config import Config
     from trainer.distributed import World
@@ -76,6 +77,11 @@ class Placement:
         both scalars on the device, without waiting for them.
         """
         raise NotImplementedError
+
+    def allocate(self, budget: Budget | None) -> None:
+        """Of the ranks of adapted layers keep those that matter most, of all layers together; None: all that there are."""
+        if budget is not None:
+            raise NotImplementedError
 
     def discard(self) -> torch.Tensor:
         """Drop the accumulated gradients; the global norm they had, as a device scalar. No parameter, moment or counter changes."""

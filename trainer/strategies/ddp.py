@@ -34,6 +34,7 @@ class DDP(Strategy):
         # A buffer here is a constant (positions, masks): broadcasting it before every forward would be for nothing.
         kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
         accelerator = Accelerator(cpu=world.device.type == "cpu", mixed_precision="no", kwargs_handlers=[kwargs])
+        config.adapter.place(module, weights, world.device)
         with warnings.catch_warnings():
             # torch 2.13 has another name for it, which Accelerate cannot pass yet.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)

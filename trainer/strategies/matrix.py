@@ -50,6 +50,20 @@ REFUSALS: tuple[Refusal, ...] = (
         mend="optim=adamw or lion, or strategy=ddp",
     ),
     Refusal(
+        strategies=_CUT,
+        key="adapter",
+        value="adalora",
+        reason="AdaLoRA weighs the gradients of whole matrices, and each rank of this strategy holds only a part of every matrix",
+        mend="adapter=lora, or strategy=ddp",
+    ),
+    Refusal(
+        strategies=_CUT,
+        key="adapter",
+        value="qlora",
+        reason="a weight in 4 bits is no parameter that this strategy could cut or count",
+        mend="adapter=lora, or strategy=ddp",
+    ),
+    Refusal(
         strategies=("zero1", "zero2"),
         key="strategy.offload_optimizer",
         value="nvme",
@@ -79,6 +93,7 @@ class Unproven:
 
 
 UNPROVEN: tuple[Unproven, ...] = (
+    Unproven(("single", "ddp"), "adapter=qlora", "no GPU has run it; on CPUs it is tested, where it is slow"),
     Unproven(("fsdp", "hsdp"), "strategy.cpu_offload=true", "no GPU has run it; on CPUs it is tested, where it changes nothing"),
     Unproven(
         ("zero1", "zero2", "zero3"), "strategy.offload_optimizer=cpu", "no GPU has run it; on CPUs it is tested to give the same curve"

@@ -29,6 +29,7 @@ class Single(Strategy):
         from trainer.strategies.torch_driven import Called
 
         assert world.size == 1, f"strategy=single in a world of {world.size}"
+        config.adapter.place(module, weights, world.device)
         materialise(module, weights, world.device)
         called = Called(module, world.device, config.precision.autocast)
         return Replicated(called, module, build_optimizer(module.named_parameters()), world)

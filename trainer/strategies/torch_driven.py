@@ -22,6 +22,7 @@ from trainer.strategies.loss_scale import LossScale
 from trainer.strategies.tables import table
 
 if TYPE_CHECKING:
+    from trainer.adapters import Budget
     from trainer.checkpoint.pieces import Read
     from trainer.distributed import World
 
@@ -129,6 +130,12 @@ class TorchPlacement(Placement):
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += applied.long()
         return norm, applied
+
+    def allocate(self, budget: Budget | None) -> None:
+        if budget is not None:
+            from trainer.adapters.ranks import allocate
+
+            allocate(self.optimizer, self.trained, budget)
 
     def discard(self) -> Tensor:
         norm = self.true_norm()
