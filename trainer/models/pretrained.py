@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from trainer.models.stored import Sliced
 
 
+# Families of an encoder and a decoder, as repositories are named.
+_PAIRS = ("t5", "bart", "opus-mt", "marian", "pegasus", "prophetnet", "led-", "m2m100", "nllb")
+
+
 @choice
 class Pretrained(Model):
     """Weights and sizes from a local directory or a hub id."""
@@ -49,12 +53,16 @@ class Pretrained(Model):
 
     @property
     def pairs(self) -> bool:
-        from transformers import AutoConfig
+        """By its configuration, in a directory or in the hub's cache; nothing is fetched to compose a run, so of others by its name."""
+        from huggingface_hub import try_to_load_from_cache
 
-        told = Path(self.path) / "config.json"
-        # Of a directory without transformers, which takes seconds to import.
-        says = json.loads(told.read_text()) if told.is_file() else self._load(AutoConfig.from_pretrained).to_dict()
-        return bool(says.get("is_encoder_decoder"))
+        told: Any = Path(self.path) / "config.json"
+        if not told.is_file():
+            told = try_to_load_from_cache(self.path, "config.json", revision=self.revision) if self.path.count("/") < 2 else None
+        if isinstance(told, (str, Path)):
+            return bool(json.loads(Path(told).read_text()).get("is_encoder_decoder"))
+        name = self.path.rpartition("/")[2].lower()
+        return any(family in name for family in _PAIRS)
 
     def verify(self, objective: str, vocabulary: Vocabulary, sequence_length: int) -> None:
         from transformers import AutoConfig
@@ -62,6 +70,9 @@ class Pretrained(Model):
         from trainer.models.layout import first_position
 
         config = self._load(AutoConfig.from_pretrained)
+        if objective in ("denoising", "causal") and bool(config.is_encoder_decoder) != (objective == "denoising"):
+            # Its name has misled, before its configuration was here.
+            raise ConfigError(f"model.path: {self.path} is a {config.model_type}; it is in the cache now, so start the same command again")
         if self.dropout and not dropouts_of(config) + dropouts_of(config.get_text_config()):
             raise ConfigError(f"model.dropout: {self.dropout}, but the configuration of {self.path} names no dropout; leave it out")
         if self.keep_layers and (config.is_encoder_decoder or self.keep_layers[-1] >= config.num_hidden_layers):
