@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
+from trainer.adapters import NoAdapter
 from trainer.choices import find, load_choices
 from trainer.settings import BF16, FP16, FP32
 from trainer.tasks import Batch
@@ -82,7 +83,7 @@ def batch(kind: str, chosen: list[np.ndarray]) -> Batch:
 
 def config(precision: str = "fp32") -> Any:
     """The part of a Config that placing reads."""
-    return SimpleNamespace(precision={"fp32": FP32, "bf16": BF16, "fp16": FP16}[precision]())
+    return SimpleNamespace(adapter=NoAdapter(), precision={"fp32": FP32, "bf16": BF16, "fp16": FP16}[precision]())
 
 
 def place(
