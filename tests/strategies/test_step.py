@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from tests.distributed import run_distributed
+from trainer.adapters import NoAdapter
 from trainer.bench.syncs import HostSyncs
 from trainer.choices import ConfigError, find, load_choices
 from trainer.optim import AdamW, Muon
@@ -200,14 +201,18 @@ def test_b16_what_cannot_go_together_is_refused_with_the_reason():
             chosen, optim = find("strategy", strategy)(), AdamW()
             if refusal.key == "optim":
                 optim, words = find("optim", refusal.value)(), "set optim=.*ddp"
+            elif refusal.key == "adapter":
+                continue  # tests/adapters
             else:
                 setattr(chosen, refusal.key.removeprefix("strategy."), Offload(refusal.value))
                 words = f"set {refusal.key}=cpu$"  # no strategy runs with it
             with pytest.raises(ConfigError, match=f"strategy={strategy} cannot run with {refusal.key}={refusal.value}: .*{words}"):
-                refuse_unsupported(SimpleNamespace(strategy=chosen, optim=optim))
+                refuse_unsupported(SimpleNamespace(strategy=chosen, optim=optim, adapter=NoAdapter()))
             assert strategy in markdown()
-    refuse_unsupported(SimpleNamespace(strategy=SimpleNamespace(name="ddp"), optim=Muon()))
-    refuse_unsupported(SimpleNamespace(strategy=find("strategy", "zero2")(offload_optimizer=Offload.cpu), optim=AdamW()))
+    refuse_unsupported(SimpleNamespace(strategy=SimpleNamespace(name="ddp"), optim=Muon(), adapter=NoAdapter()))
+    refuse_unsupported(
+        SimpleNamespace(strategy=find("strategy", "zero2")(offload_optimizer=Offload.cpu), optim=AdamW(), adapter=NoAdapter())
+    )
     rows = {line.split("`")[1]: line.split("|")[2:-1] for line in support().splitlines() if "`" in line}
     heads = [name.strip() for name in support().splitlines()[0].split("|")[2:-1]]
     disk = dict(zip(heads, rows["strategy.offload_parameters=nvme"], strict=True))

@@ -58,7 +58,8 @@ def put_keys(model: Any, encoder: nn.Module, count: int, heads: int) -> None:
 
 def virtual_tokens(model: Any) -> int:
     """How many virtual tokens stand in front of each document."""
-    return int(getattr(embedding_of(model), "virtual_tokens", 0))
+    # A network that is no model of transformers has none.
+    return int(getattr(embedding_of(model), "virtual_tokens", 0)) if hasattr(model, "get_input_embeddings") else 0
 
 
 def prefix_length(model: Any) -> int:
