@@ -4,7 +4,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.distributed import run_distributed
@@ -40,6 +40,7 @@ budgets = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(ramps, budgets)
+@example((2, BatchRamp(start=1, share=1.0, stages=2)), {"steps": 3})
 def test_every_position_is_in_one_batch_wherever_one_starts(sized, budget):
     size, ramp = sized
     batches = planned(size, ramp, **budget)

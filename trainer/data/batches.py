@@ -58,7 +58,9 @@ def batches_of(config: Config, split: Split) -> Batches:
     size, growing = config.global_batch, config.batch_ramp.sizes(config.global_batch)
     share = config.batch_ramp.share if growing else 0.0
     if config.steps is not None:
-        each = round(share * config.steps / max(1, len(growing)))
+        stages = max(1, len(growing))
+        # Rounded up, all stages together could have more steps than there are.
+        each = min(round(share * config.steps / stages), config.steps // stages)
         total = each * sum(growing) + (config.steps - each * len(growing)) * size
     else:
         total = samples(config, split)
