@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests import loops
-from tests.tasks import test_classification, test_question_answering, test_token_classification, test_writing
+from tests.tasks import test_classification, test_question_answering, test_relation, test_token_classification, test_writing
 from trainer.choices import ConfigError
 from trainer.cli import main
 from trainer.predicting import Predictor
@@ -161,6 +161,29 @@ def test_an_answer_is_marked_where_it_stands(tmp_path):
     given, page = shown(form, **form.filled(example))
     assert given["marked"] and given["before"] + given["marked"] + given["after"] == example["context"]
     assert f"<mark>{given['marked']}</mark>" in page and given["chances"][0][0] == given["marked"]
+
+
+def test_a_relation_is_that_of_what_is_marked_and_two_texts_have_a_cosine(tmp_path):
+    examples = test_relation.sentences(24)
+    path = finished(test_classification.ready(tmp_path, examples[:20], examples[20:], *test_relation.GIVEN, "steps=1"))
+    form, (head, tail) = form_of(path), (examples[21]["subj_start"], examples[21]["obj_start"])
+    filled = form.filled({"tokens": examples[21]["token"], "head": [head, head + 1], "tail": [tail, tail + 1], "head_type": "PERSON"})
+    words = examples[21]["token"]
+    assert filled["text"].split()[head] == f"<e1>{words[head]}</e1>" and filled["text"].split()[tail] == f"<e2>{words[tail]}</e2>"
+    assert filled["head_type"] == "PERSON"
+    typed, plain = (shown(form, **given)[0] for given in (filled, {"text": filled["text"]}))
+    assert set(dict(plain["chances"])) == {"eats", "cuts", "no_relation"} and typed != plain, "what a type says is read"
+    with pytest.raises(ConfigError, match=r"Sentence: mark one head as <e1>"):
+        shown(form, text="nothing is marked")
+    texts = [{"anchor": one["source"], "positive": one["target"]} for one in test_writing.pairs(20)]
+    other = tmp_path / "other"
+    other.mkdir()
+    path = finished(test_classification.ready(other, texts[:16], texts[16:], "task=contrastive", "micro_batch=auto", "steps=1"))
+    form = form_of(path)
+    given, page = shown(form, **form.filled(texts[17]))
+    predictor = Predictor(path / "model", load_frozen(path / "config.yaml"), torch.device("cpu"))
+    (wanted,) = predictor.answers([texts[17]], 100)
+    assert given["number"] == f"{wanted['cosine']:.3f}" in page and shown(form, anchor="a b", positive="a b")[0]["number"] == "1.000"
 
 
 def test_a_dialogue_goes_on_from_what_was_said(tmp_path):

@@ -14,9 +14,12 @@ import transformers
 from tests import loops
 from tests.tasks.test_classification import ready as ready_examples
 from tests.tasks.test_classification import sentences
+from tests.tasks.test_writing import pairs
 from trainer.choices import ConfigError
 from trainer.cli import main
 from trainer.export import graph
+from trainer.predicting import Predictor
+from trainer.run import load_frozen
 
 rt = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra `onnx`)")
 
@@ -84,6 +87,31 @@ def test_a_classifier_with_an_adapter_is_merged_and_knows_the_parts_of_a_pair(tm
             np.testing.assert_allclose(found, model(**given).logits.numpy(), rtol=0, atol=2e-6)
             other = model(**given | {"token_type_ids": torch.zeros_like(given["token_type_ids"])}).logits
         assert not np.allclose(found, other.numpy(), rtol=0, atol=1e-5), "the second part of a pair counts"
+
+
+def test_an_embedding_of_each_text_of_a_pair(tmp_path):
+    """Pooled and of length 1, as `trainer predict` has it; beside the states of the tokens, which other programs pool themselves."""
+    examples = [{"anchor": f"{one['source']} " * (number + 1), "positive": one["target"]} for number, one in enumerate(pairs(20))]
+    words = ("task=contrastive", "task.pooling=last", "steps=1", "micro_batch=auto", "sequence_length=48")
+    path = ready_examples(tmp_path, examples[:14], examples[14:], *words)
+    here = loops.training(loops.single(), path)
+    here.loop()
+    here.finish()
+    folder = exported(path)
+    run, tokenizer = session(folder / "model.onnx"), transformers.AutoTokenizer.from_pretrained(folder)
+    predictor = Predictor(path / "model", load_frozen(path / "config.yaml"), torch.device("cpu"))
+    wanted = [one["embedding"] for one in predictor.answers([{"anchor": one["anchor"]} for one in examples], 4096)]
+    # Padded on the right, as in training.
+    ids = [tokenizer(one["anchor"], truncation=True, max_length=48)["input_ids"] for one in examples]
+    given = {"input_ids": np.zeros((len(ids), 48), np.int64), "attention_mask": np.zeros((len(ids), 48), np.int64)}
+    given |= {each.name: np.zeros_like(given["input_ids"]) for each in run.get_inputs() if each.name not in given}
+    for row, each in enumerate(ids):
+        given["input_ids"][row, : len(each)], given["attention_mask"][row, : len(each)] = each, 1
+    (found,) = run.run(["sentence_embedding"], given)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    assert "last_hidden_state, sentence_embedding; within " in (folder / "README.md").read_text()
+    # Each text was compared by itself, not both as one.
+    assert {int(size) for size in re.findall(r"PyTorch on (\d+) held-out", (folder / "README.md").read_text())} == {12}
 
 
 def test_an_encoder_and_a_decoder(tmp_path, texts):

@@ -10,13 +10,12 @@ import pytest
 from sklearn import metrics
 
 from tests import loops
-from tests.distributed import run_distributed
-from tests.tasks.test_classification import NOUNS, evaluated, ready
+from tests.tasks.test_classification import NOUNS, ready
 from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
 from trainer.data.tokenizer_files import load_tokenizer
 from trainer.run import RunDir
-from trainer.tasks.entities import fitted, marked
+from trainer.tasks.entities import fitted, inline, located, marked
 from trainer.tasks.relation import Relation
 
 MARKS = ("@", "#", "*", "^")
@@ -38,17 +37,6 @@ def sentences(count: int) -> list[dict[str, Any]]:
     return found
 
 
-def test_c04_c05_c12_relations_are_learned_and_three_ranks_find_what_one_finds(tmp_path):
-    examples = sentences(305)
-    one = ready(tmp_path, examples[:300], examples[300:], *GIVEN, "steps=6", name="one")
-    alone = evaluated(loops.single(), str(one))
-    path = ready(tmp_path, examples[:300], examples[300:], *GIVEN, "steps=6", "micro_batch=2", name="three", world=3)
-    for rank in run_distributed(evaluated, 3, str(path)):
-        assert rank["training"], "C19: the mode is restored"
-        assert rank["figures"] == pytest.approx(alone["figures"], rel=1e-4, abs=1e-5)
-    assert loops.losses(path) == pytest.approx(loops.losses(one), rel=1e-4)
-
-
 def test_figures_leave_out_the_label_of_none_and_predict_needs_no_label(tmp_path):
     from trainer.cli import main
 
@@ -67,6 +55,7 @@ def test_figures_leave_out_the_label_of_none_and_predict_needs_no_label(tmp_path
     truth = [example["relation"] for example in examples[300:]]
     counted = ["eats", "cuts"]
     assert summary["f1_micro"] == pytest.approx(metrics.f1_score(truth, said, labels=counted, average="micro"))
+    assert 'tokenizer("@ Ann @ was born in # Rome #."' in (path / "model" / "README.md").read_text()
     assert summary["precision_micro"] == pytest.approx(metrics.precision_score(truth, said, labels=counted, average="micro"))
 
 
@@ -90,6 +79,8 @@ def test_marks_stand_around_entities_however_they_are_told(example, expected):
     found = marked(example, 0, MARKS, last_included=True)
     assert found.text == expected
     assert found.text[found.begin] in "@#" and found.text[found.end - 1] in "@#"
+    text, places = located(example, 0, last_included=True)
+    assert located({"text": inline(text, places)}, 0, last_included=True) == (text, places)
 
 
 def test_b05_entities_that_are_not_there_name_the_example(tmp_path):

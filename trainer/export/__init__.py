@@ -266,4 +266,7 @@ def load_exported(path: Path, bare: bool = False) -> PreTrainedModel:
     tell_engines("cuda" if torch.cuda.is_available() else "cpu")
     transformers.utils.logging.disable_progress_bar()
     config: Any = transformers.AutoConfig.from_pretrained(path)
-    return getattr(transformers, config.architectures[0]).from_pretrained(path)
+    kind = getattr(transformers, config.architectures[0])
+    # A body alone was trained without a pooler; transformers would make one up, and say so.
+    bodily = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind.__init__).parameters else {}
+    return kind.from_pretrained(path, **bodily)

@@ -1,6 +1,6 @@
 """An exported model as a graph in ONNX, for programs that run without PyTorch: compared with it on held-out examples before it is kept.
 
-    model.onnx                                input_ids, attention_mask (, token_type_ids) → logits
+    model.onnx                                input_ids, attention_mask (, token_type_ids) → logits; of embeddings, → sentence_embedding
     encoder_model.onnx  decoder_model.onnx    of encoder–decoder models
 
 Names of files, inputs and outputs are those of Optimum, so that its classes load them. Batch and length are open.
@@ -12,9 +12,10 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from trainer.choices import ConfigError
+from trainer.models.embedding import embedded
 from trainer.models.head import without_cache
 from trainer.sampling import held_out
+from trainer.tasks.contrastive import Contrastive
 from trainer.tasks.labelled import Labelled
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
     from trainer.config import Config
@@ -76,7 +81,9 @@ def write_graphs(folder: Path, config: Config, corpus: Corpus) -> list[Graph]:
     if virtual_tokens(model) or prefix_length(model):
         raise ConfigError(f"onnx: true, but adapter={config.adapter.name} puts something in front of every document, which no graph has")
     batches = examples_of(model, config, corpus)
-    parts: list[tuple[str, nn.Module, list[Named]]] = [("model.onnx", Whole(model), batches)]
+    task = config.task
+    whole = Embedding(model, task.pooling.value) if isinstance(task, Contrastive) else Whole(model)
+    parts: list[tuple[str, nn.Module, list[Named]]] = [("model.onnx", whole, batches)]
     if model.config.is_encoder_decoder:
         encoder, decoder = Encoder(model), Decoder(model)
         parts = [
@@ -109,8 +116,23 @@ class Whole(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Named:
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         found = self.model(**{name: value for name, value in given.items() if value is not None}, **self.named)
-        logits = {name: value for name, value in found.items() if name.endswith("logits")}
-        return logits or {"last_hidden_state": found.last_hidden_state}
+        return {name: value for name, value in found.items() if name.endswith("logits")}
+
+
+class Embedding(nn.Module):
+    """A body as a function of tensors, to the states of its tokens and the embedding of each text, of length 1."""
+
+    def __init__(self, model: PreTrainedModel, pooling: str):
+        super().__init__()
+        self.model, self.pooling = model, pooling
+        self.named = without_cache(type(model).forward)
+        self.eval()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Named:
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **types, **self.named).last_hidden_state
+        # sentence-transformers and Optimum read the first, and pool it themselves.
+        return {"last_hidden_state": hidden, "sentence_embedding": embedded(hidden, attention_mask, self.pooling)}
 
 
 class Encoder(nn.Module):
@@ -151,7 +173,7 @@ def examples_of(model: PreTrainedModel, config: Config, corpus: Corpus) -> list[
         split = own.split("eval")
         numbers = range(0, len(split.rows), max(1, len(split.rows) // _EXAMPLES))
         rows = [task.row(split, number) for number in numbers[:_EXAMPLES]]
-        examples = [(row["input_ids"].tolist(), row.get("token_type_ids", row["input_ids"][:0]).tolist()) for row in rows]
+        examples = [text for row in rows for text in _texts(row, task)]
     else:
         stretches = held_out(corpus, min(config.sequence_length, len(own.tokens("eval"))), _EXAMPLES)
         cut = [ids[: max(1, len(ids) * (number + 1) // len(stretches))] for number, ids in enumerate(stretches)]
@@ -161,6 +183,13 @@ def examples_of(model: PreTrainedModel, config: Config, corpus: Corpus) -> list[
     # The tracing takes a batch of one, or a length of one, for a constant: so the last batch is several, and no shorter than two.
     several = examples if len(examples) > 1 else examples * 2
     return [_padded(model, batch) for batch in (examples[:1], examples[-1:], several)]
+
+
+def _texts(row: Mapping[str, NDArray[np.int64]], task: Labelled) -> Iterator[tuple[list[int], list[int]]]:
+    """Each text of a row that is read by itself: its ids, and which of its parts each is of, where it has several."""
+    types = row.get("token_type_ids", row["input_ids"][:0]).tolist()
+    ids = iter(row["input_ids"].tolist())
+    yield from ((list(islice(ids, length)), types) for length in task.lengths(row))
 
 
 def _padded(model: PreTrainedModel, examples: Sequence[tuple[list[int], list[int]]]) -> Named:

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.adapters.folder import BASE
 from trainer.models.objectives import HEADS, ON_EXAMPLES
+from trainer.tasks.contrastive import Contrastive
+from trainer.tasks.relation import Relation
+from trainer.tasks.seq2seq import SOURCE, Seq2Seq
 
 if TYPE_CHECKING:
     from trainer.adapters import Adapter
@@ -45,6 +48,8 @@ _ANSWERS = {
     "multi_label_classification": "print([model.config.id2label[at] for at, score in enumerate(model(**tokens).logits[0]) if score > 0])",
     "regression": "print(model(**tokens).logits[0].item())",
 }
+# Of a text's tokens, by `task.pooling`.
+_POOLED = {"mean": "hidden.mean(0)", "first": "hidden[0]", "last": "hidden[-1]"}
 # More labels than these are not spelled out.
 _SPELLED = 50
 
@@ -85,6 +90,8 @@ def loads(config: Config, labels: dict[str, Any], place: str, base: str | None, 
             lines.insert(3, f"folder = snapshot_download({place!r})")
     else:
         lines = [f"from transformers import {kind}, AutoTokenizer", tokenizer, f"model = {kind}.from_pretrained({place!r})"]
+    if isinstance(config.task, Contrastive):
+        lines.insert(0, "import torch")
     used = _used(config, labels.get("problem_type"))
     return "\n".join([*lines, *(["", *used] if used else [])])
 
@@ -97,12 +104,32 @@ def _spelled(labels: dict[str, Any]) -> str:
 
 
 def _used(config: Config, problem: str | None) -> list[str]:
+    if isinstance(config.task, Relation):
+        head, tail, *_ = config.task.marks
+        return [
+            f'tokens = tokenizer("{head} Ann {head} was born in {tail} Rome {tail}.", return_tensors="pt")',
+            _ANSWERS["single_label_classification"],
+        ]
+    if isinstance(config.task, Contrastive):
+        return [
+            'hidden = model(**tokenizer("A text.", return_tensors="pt")).last_hidden_state[0]',
+            f"embedding = torch.nn.functional.normalize({_POOLED[config.task.pooling.value]}, dim=-1)",
+        ]
     if config.objective == "sequence_classification":
         answer = _ANSWERS.get(problem or "", "print(model(**tokens).logits[0])")
         return ['tokens = tokenizer("A text to judge.", return_tensors="pt")', answer]
     if config.task.name == "instruct":
         asked = 'tokens = tokenizer.apply_chat_template([{"role": "user", "content": "Hello?"}], add_generation_prompt=True, '
         return [asked + 'return_tensors="pt", return_dict=True)', _WRITES]
-    if config.task.name == "seq2seq":
-        return ['tokens = tokenizer("A text to start from.", return_tensors="pt")', _WRITES]
+    if isinstance(config.task, Seq2Seq):
+        return [f'tokens = tokenizer({_source(config, config.task)}, return_tensors="pt")', _WRITES]
     return _USES.get(config.objective, [])
+
+
+def _source(config: Config, task: Seq2Seq) -> str:
+    """A source as the model has read it, in Python: with its prompt, and with what a tokenizer of ours does not put there by itself."""
+    alone = config.objective == "causal"
+    text = task.written(alone).replace(SOURCE, "A text to start from.")
+    if alone:
+        return f"(tokenizer.bos_token or tokenizer.eos_token) + {text!r}, add_special_tokens=False"
+    return repr(text) + " + tokenizer.eos_token" * (config.tokenizer.name == "train")

@@ -45,15 +45,7 @@ class EmbeddingModule(ExampleModule):
         """Of every text, in order: `[texts, width]`, of length 1."""
         outputs: Any = self.outputs(batch)
         hidden = outputs.last_hidden_state.float()
-        real = Unpacked.of(batch.lengths, hidden.device).real
-        if self.pooling == "mean":
-            pooled = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-        elif self.pooling == "first":
-            pooled = hidden[:, 0]
-        else:
-            last = (real.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-            pooled = hidden.gather(1, last)[:, 0]
-        return F.normalize(pooled, dim=-1)
+        return embedded(hidden, Unpacked.of(batch.lengths, hidden.device).real, self.pooling)
 
     def loss(self, embeddings: Tensor, places: Tensor, keys: Tensor) -> Tensor:
         """The sum over this rank's pairs; its gradient is that of the sum over all ranks' pairs.
@@ -72,6 +64,19 @@ class EmbeddingModule(ExampleModule):
         own = losses.unflatten(0, (-1, self.pairs))[rank].sum()
         whole = losses.sum()
         return whole + (own - whole).detach()
+
+
+def embedded(hidden: Tensor, real: Tensor, pooling: str) -> Tensor:
+    """Of each text's tokens one vector of length 1. hidden: `[texts, longest, width]`; real: which places hold a token `[texts, longest]`,
+    those of a text from its first place on."""
+    if pooling == "mean":
+        pooled = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    elif pooling == "first":
+        pooled = hidden[:, 0]
+    else:
+        last = (real.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        pooled = hidden.gather(1, last)[:, 0]
+    return F.normalize(pooled, dim=-1)
 
 
 def gathered(tensor: Tensor) -> list[Tensor]:

@@ -36,7 +36,7 @@ class Marked:
 def marked(example: Mapping[str, Any], number: int, marks: Sequence[str], last_included: bool) -> Marked:
     """marks: around the head, the tail, the type of the head and that of the tail. last_included: whether `head_end` and `tail_end` are of
     the last token. Raises ConfigError naming the example where an entity is not in it."""
-    text, places = _located(example, number, last_included)
+    text, places = located(example, number, last_included)
     insertions: list[tuple[tuple[int, int, int], str]] = []
     for (begin, end), entity, mark, around in zip(places, (HEAD, TAIL), marks[:2], marks[2:], strict=True):
         kind = example.get(f"{entity}_type")
@@ -57,8 +57,17 @@ def marked(example: Mapping[str, Any], number: int, marks: Sequence[str], last_i
     return Marked(found + text[done:], begin, end)
 
 
-def _located(example: Mapping[str, Any], number: int, last_included: bool) -> tuple[str, list[Place]]:
-    """The text of an example, and the characters of its head and its tail."""
+def inline(text: str, places: Sequence[Place]) -> str:
+    """A text with its head and its tail marked as SemEval has them."""
+    marks = zip((place for span in places for place in span), _NEEDED, strict=True)
+    # From the end; at one place what closes is put in front of what opens.
+    for place, _, mark in sorted(((place, not mark.startswith("</"), mark) for place, mark in marks), reverse=True):
+        text = text[:place] + mark + text[place:]
+    return text
+
+
+def located(example: Mapping[str, Any], number: int, last_included: bool) -> tuple[str, list[Place]]:
+    """The text of an example, and the characters of its head and its tail. Raises ConfigError where they are not in it."""
     text, tokens = example.get("text"), example.get("tokens")
     if tokens is not None:
         if not isinstance(tokens, list):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from trainer.models import Model
 
-_SOURCE = "{source}"
+SOURCE = "{source}"
 # Fewer tokens than these are no source.
 _LEAST = 8
 
@@ -43,8 +43,8 @@ class Seq2Seq(Writing):
 
     def check(self) -> None:
         super().check()
-        if self.prompt is not None and self.prompt.count(_SOURCE) != 1:
-            raise ConfigError(f"task.prompt: {self.prompt!r}; allowed: a text with {_SOURCE} in it once, e.g. 'summarize: {_SOURCE}'")
+        if self.prompt is not None and self.prompt.count(SOURCE) != 1:
+            raise ConfigError(f"task.prompt: {self.prompt!r}; allowed: a text with {SOURCE} in it once, e.g. 'summarize: {SOURCE}'")
 
     def objective_on(self, model: Model) -> str:
         return "denoising" if model.pairs else "causal"
@@ -64,7 +64,7 @@ class Seq2Seq(Writing):
                 f"sequence_length: {sequence_length} leaves no room for a source beside task.max_target_length: {self.max_target_length} "
                 f"tokens of its target; set sequence_length={_LEAST * 4 + self.max_target_length} or a shorter target"
             )
-        before, after = (self.prompt or (_SOURCE + "\n" if alone else _SOURCE)).split(_SOURCE)
+        before, after = self.written(alone).split(SOURCE)
         beside = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (before, after))
         if room - beside < _LEAST:
             raise ConfigError(
@@ -81,6 +81,10 @@ class Seq2Seq(Writing):
             read, limit = self._read(tokenizer, (before, source, after), room), self.max_target_length
             written = _ended(tokenizer(text_target=target, truncation=True, max_length=limit)["input_ids"], tokenizer, limit)
             yield Row(first + number, (read, written, (), ()), {self.vocabulary_term: len(written)})
+
+    def written(self, alone: bool) -> str:
+        """What a model reads, with SOURCE in it. alone: a decoder, which goes on from it."""
+        return self.prompt or (f"{SOURCE}\n" if alone else SOURCE)
 
     def _read(self, tokenizer: PreTrainedTokenizerFast, prompt: tuple[str, str, str], room: int) -> list[int]:
         """What an encoder reads: of a prompt that is too long, the source is cut."""

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.choices import ConfigError
 from trainer.tasks.classification import Classification, Problem
+from trainer.tasks.contrastive import Contrastive
+from trainer.tasks.entities import HEAD, TAIL, inline, located
 from trainer.tasks.instruct import Instruct
 from trainer.tasks.labelled import Labelled
 from trainer.tasks.question_answering import QuestionAnswering
+from trainer.tasks.relation import Relation
 from trainer.tasks.token_classification import OUTSIDE, TokenClassification
 from trainer.tasks.writing import Writing
 
@@ -28,6 +31,7 @@ LONGEST = 20_000
 # Words as corpora part them: what stands between blanks, and each sign of punctuation by itself.
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*|[^\w\s]")
 _BATCH_TOKENS = 8192
+_TYPED = "where the model was trained with types"
 # Answers beside the best one.
 _SHOWN = 5
 
@@ -135,6 +139,41 @@ class Labels(Fields):
         return {"view": "labels", "chosen": chosen, "chances": chances}
 
 
+class Relations(Labels):
+    """The relation of two entities that are marked in a sentence."""
+
+    what = "tells what relation two entities of a sentence have"
+
+    def __init__(self, predictor: Predictor):
+        super().__init__(predictor)
+        types = (Input(f"{each}_type", f"Type of the {each}", optional=True, hint=_TYPED) for each in (HEAD, TAIL))
+        self.inputs = (Input("text", "Sentence", hint="the head as <e1>…</e1> and the tail as <e2>…</e2>"), *types)
+
+    def example(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            located({"text": given["text"]}, 0, False)
+        except ConfigError:
+            raise ConfigError("Sentence: mark one head as <e1>…</e1> and one tail as <e2>…</e2>") from None
+        return super().example(given)
+
+    def filled(self, example: Mapping[str, Any]) -> dict[str, str]:
+        task: Any = self.predictor.task
+        return super().filled(dict(example) | {"text": inline(*located(example, 0, task.last_included))})
+
+
+class Nearness(Fields):
+    """How near two texts are to each other."""
+
+    what = "tells how near two texts are to each other: 1 is the same, 0 has nothing to do with it"
+
+    def __init__(self, predictor: Predictor):
+        super().__init__(predictor)
+        self.inputs = (Input("anchor", "First text"), Input("positive", "Second text"))
+
+    def answer(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"view": "number", "number": f"{self.predicted(self.example(given))['cosine']:.3f}"}
+
+
 class Words(Fields):
     """A tag for every word."""
 
@@ -191,8 +230,14 @@ def form_of(run: RunDir, config: Config, device: torch.device) -> Form:
     folder = run / "model"
     if isinstance(config.task, Labelled):
         forms: Sequence[tuple[type[Labelled], type[Fields]]] = (
-            (Classification, Labels), (TokenClassification, Words), (QuestionAnswering, Answers), (Instruct, Chat), (Writing, Reply)
-        )  # fmt: skip
+            (Relation, Relations),
+            (Classification, Labels),
+            (TokenClassification, Words),
+            (QuestionAnswering, Answers),
+            (Contrastive, Nearness),
+            (Instruct, Chat),
+            (Writing, Reply),
+        )
         kind = next((form for task, form in forms if isinstance(config.task, task)), Fields)
         return kind(Predictor(folder, config, device))
     writer = open_writer(folder, config.sequence_length)
