@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -19,11 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 0.25
-# Sentences of a document that are classified together.
-_SENTENCES = 3
-# Sentences of a meaning that are learned; held out are all, as references of one text.
-_SAID = 3
-# Poems that have a label in training: all others are text.
+# Documents or poems that have a label in training: all others are text.
 _LABELLED = 64
 
 Record = dict[str, Any]
@@ -160,11 +157,16 @@ def by_word(train: list[Record], held_out: list[Record]) -> list[list[str]]:
 
 
 def genres(data: Path) -> Examples:
-    """The genre of some sentences of an EWT document, after which the document is named. Baseline: the commonest genre."""
+    """The genre of EWT documents, after which each is named, learned from a few; all that are not held out are text. Baseline: the
+    commonest genre."""
     sides = parted(files(data / "ud_ewt", "*.conllu"), _sentences_in)
-    # In training every run of so many sentences.
-    train, held_out = (list(_pieces(side, step)) for side, step in zip(sides, (1, _SENTENCES), strict=True))
-    return Examples(train, held_out, _by_document(sides[0]), {"commonest genre": _largest(held_out)})
+    train, held_out = map(_whole, sides)
+    return Examples(some(train), held_out, [one["text"] for one in train], {"commonest genre": _largest(held_out)})
+
+
+def some(labelled: list[Record]) -> list[Record]:
+    """A few of them, the same whatever their order."""
+    return sorted(labelled, key=lambda one: hashlib.sha256(one["text"].encode()).hexdigest())[:_LABELLED]
 
 
 def _largest(held_out: list[Record]) -> float:
@@ -194,13 +196,6 @@ def _by_document(sentences: list[Record]) -> list[str]:
     return [" ".join(texts) for texts in _documents(sentences).values()]
 
 
-def _pieces(sentences: list[Record], step: int) -> Iterator[Record]:
-    for document, texts in _documents(sentences).items():
-        for start in range(0, max(1, len(texts) - _SENTENCES + step), step):
-            text = " ".join(texts[start : start + _SENTENCES])
-            yield {"document": document, "text": text, "label": document.partition("-")[0]}
-
-
 # -- English: questions, and sentences from meanings ---------------------------------------------------------------------------------------
 
 
@@ -221,6 +216,67 @@ def questions(data: Path) -> Examples:
         "sentence with most words of the question": _answered(held_out, lambda sentence, question: len(sentence & question)),
     }
     return Examples(train, held_out, texts, baselines, "squad")
+
+
+# Of a sentence that a cloze asks about: names, figures, or some words in a row.
+_NAME_OR_FIGURE = re.compile(r"(?<=\s)[A-Z]\w+(?:\s[A-Z]\w+)*|\d[\d,.]*\d|\d")
+_OF_FIGURES, _OF_NAMES, _OF_OTHERS = ("How many", "When", "What"), ("Who", "What", "Where", "Which"), ("What", "How")
+# Share of a sentence's words that its cloze leaves out.
+_LEFT_OUT = 0.25
+# Words of a text that passages are made of, and of a sentence that is asked about; sentences and clozes of a passage.
+_LONG, _ASKED, _TOGETHER, _CLOZES = 30, 8, 3, 2
+
+
+def clozes(texts: list[str]) -> list[Record]:
+    """Articles in SQuAD's form that ask about the sentences of a text: a sentence without what is asked for, some of its words left out,
+    after an interrogative (noisy clozes, Lewis et al. 2019, https://arxiv.org/abs/1906.04980). The same for the same texts."""
+    articles = []
+    for number, text in enumerate(_passages(texts)):
+        draw = random.Random(text)
+        asked = []
+        for start, sentence in _sentences(text):
+            spans = [found.span() for found in _NAME_OR_FIGURE.finditer(sentence)] + _some_words(sentence, draw)
+            if len(sentence.split()) >= _ASKED and spans:
+                begin, end = draw.choice(spans)
+                question = _cloze(sentence[:begin].split(), sentence[end:].split(), sentence[begin], draw)
+                asked.append((question, {"text": sentence[begin:end], "answer_start": start + begin}))
+        questions = [
+            {"id": f"{number}-{index}", "question": question, "answers": [answer]}
+            for index, (question, answer) in enumerate(draw.sample(asked, min(_CLOZES, len(asked))))
+        ]
+        if questions:
+            articles.append({"title": str(number), "paragraphs": [{"context": text, "qas": questions}]})
+    return articles
+
+
+def _passages(texts: list[str]) -> Iterator[str]:
+    """Some sentences of a text at a time, of texts that are long enough to have something asked about them."""
+    for text in texts:
+        if len(text.split()) < _LONG:
+            continue
+        found = [sentence for _, sentence in _sentences(text)]
+        for start in range(0, len(found), _TOGETHER):
+            yield " ".join(found[start : start + _TOGETHER])
+
+
+def _sentences(text: str) -> Iterator[tuple[int, str]]:
+    """Sentences with where they start."""
+    for found in re.finditer(r"\S.*?(?:[.!?](?=\s|$)|$)", text, re.DOTALL):
+        yield found.start(), found.group()
+
+
+def _some_words(sentence: str, draw: random.Random) -> list[tuple[int, int]]:
+    """Where one to four words in a row begin and end."""
+    words = [found.span() for found in re.finditer(r"\w[\w'-]*", sentence)]
+    first = draw.randrange(len(words)) if words else 0
+    return [(words[first][0], words[min(len(words) - 1, first + draw.randrange(4))][1])] if words else []
+
+
+def _cloze(before: list[str], after: list[str], first: str, draw: random.Random) -> str:
+    """A question from the words on both sides of an answer. first: character of the answer."""
+    asks = _OF_FIGURES if first.isdigit() else _OF_NAMES if first.isupper() else _OF_OTHERS
+    words = [word.strip(".,;:()") for word in before + after if draw.random() >= _LEFT_OUT]
+    return " ".join([draw.choice(asks), *filter(None, words)]) + "?"
 
 
 def _answered(articles: list[Record], fit: Callable[[set[str], set[str]], int]) -> float:
@@ -246,21 +302,15 @@ def meanings(data: Path) -> Examples:
             for row in csv.DictReader(file):
                 yield row["mr"], {"source": row["mr"], "target": row["ref"]}
 
-    sides = parted(files(data / "e2e_nlg", "*.csv"), read)
-    train, held_out = (_said(side) for side in sides)
-    learned = [{"source": source, "target": text} for source, texts in train.items() for text in texts[:_SAID]]
-    written = [{"source": source, "target": texts} for source, texts in held_out.items()]
-    # Some sentences are said of several meanings; those of which no pair is learned are text by themselves.
-    known = {text for texts in held_out.values() for text in texts}
-    others = {text for texts in train.values() for text in texts[_SAID:]} - known
-    return Examples(learned, written, [f"{one['source']}\n{one['target']}" for one in learned] + sorted(others))
-
-
-def _said(pairs: list[Record]) -> dict[str, list[str]]:
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for one in pairs:
-        found[one["source"]].append(one["target"])
-    return found
+    train, held_out = parted(files(data / "e2e_nlg", "*.csv"), read)
+    said: defaultdict[str, list[str]] = defaultdict(list)
+    for one in held_out:
+        said[one["source"]].append(one["target"])
+    written = [{"source": source, "target": texts} for source, texts in said.items()]
+    # Some sentences are said of several meanings. A meaning and its sentence are texts of their own.
+    known = {one["target"] for one in held_out}
+    texts = {text for one in train for text in one.values() if text not in known}
+    return Examples(train, written, sorted(texts))
 
 
 # -- Chinese -------------------------------------------------------------------------------------------------------------------------------
@@ -276,9 +326,7 @@ def poems(data: Path) -> Examples:
                 yield text, {"text": text, "label": path.name.partition(".")[0].replace("poet", "shi")}
 
     train, held_out = parted(files(data / "zh_poetry", "ci.*.json") + files(data / "zh_poetry", "poet.*.json"), read)
-    # Some of them, whatever the order of the files.
-    labelled = sorted(train, key=lambda one: hashlib.sha256(one["text"].encode()).hexdigest())[:_LABELLED]
-    return Examples(labelled, held_out, [one["text"] for one in train], {"commoner kind": _largest(held_out)})
+    return Examples(some(train), held_out, [one["text"] for one in train], {"commoner kind": _largest(held_out)})
 
 
 # -- text alone ----------------------------------------------------------------------------------------------------------------------------

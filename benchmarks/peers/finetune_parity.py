@@ -39,7 +39,11 @@ SAME = ("model.layers=2", "model.hidden=128", "model.heads=4", "tokenizer.vocab_
         "global_batch=16", "micro_batch=16", "strategy=single", "schedule.warmup=0", "log_every=1", "tracking.wandb=off",
         "optim.lr=1e-3")  # fmt: skip
 TASKS: dict[str, tuple[Callable[[Path], Examples], tuple[str, ...], str]] = {
-    "classification: genre of pieces of EWT": (examples.genres, ("model=bert_tiny", "task=classification"), "accuracy"),
+    "classification: genre of EWT's documents": (
+        examples.whole_documents,
+        ("model=bert_tiny", "task=classification", "sequence_length=512"),
+        "accuracy",
+    ),
     "token classification: EWT's parts of speech": (
         examples.parts_of_speech,
         ("model=bert_tiny", "task=token_classification"),
