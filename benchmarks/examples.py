@@ -307,9 +307,9 @@ def meanings(data: Path) -> Examples:
     for one in held_out:
         said[one["source"]].append(one["target"])
     written = [{"source": source, "target": texts} for source, texts in said.items()]
-    # Some sentences are said of several meanings. A meaning and its sentence are texts of their own.
+    # Some sentences are said of several meanings.
     known = {one["target"] for one in held_out}
-    texts = {text for one in train for text in one.values() if text not in known}
+    texts = {f"{one['source']}\n{one['target']}" for one in train if one["target"] not in known}
     return Examples(train, written, sorted(texts))
 
 

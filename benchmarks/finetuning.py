@@ -93,7 +93,7 @@ BASES = {
         False,
         ("model=llama_tiny", "model.kv_heads=4", *_SMALL),
         2048,
-        ("sequence_length=128", "global_batch=16", "steps=700", "optim.lr=3e-3"),
+        ("sequence_length=128", "global_batch=16", "steps=500", "optim.lr=3e-3"),
     ),
 }
 TASKS = {
@@ -138,7 +138,7 @@ TASKS = {
         "decoder",
         "bleu",
         ("task=seq2seq", "task.max_target_length=64", "sequence_length=192", "global_batch=32", "epochs=2"),
-        {SCRATCH: "3e-3", FULL: "1e-3", LORA: "4e-3"},
+        {SCRATCH: "3e-3", FULL: "2e-3", LORA: "6e-3"},
         best=100.0,
     ),
 }
