@@ -78,6 +78,16 @@ def train(world: World, path: str, last: int | None = None) -> dict[str, Any]:
         return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
 
+def in_an_engine_of_its_own(work: Callable[..., Any], *given: Any) -> Any:
+    """What `work` returns, in a process that runs several: Accelerate keeps the first engine's settings; a run has its own process."""
+    from accelerate.state import AcceleratorState
+
+    try:
+        return work(*given)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def single() -> World:
     """The world of `strategy=single` in this process."""
     import torch

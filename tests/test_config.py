@@ -40,6 +40,7 @@ def test_every_experiment_composes_to_its_own_classes(experiment):
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_choice_composes_and_repeats_no_default(path):
     """YAML owns only differences: a value that equals the default it overrides would hide the next change of the default."""
+    load_choices()
     group, name = path.parent.name, path.stem
     tree = yaml.safe_load(path.read_text())
     defaults = tree.pop("defaults")

@@ -20,6 +20,7 @@ from trainer.distributed import World
 from trainer.early_stop import EarlyStop, Watched
 from trainer.run import RunDir
 from trainer.tracking.figures import is_lower_better
+from trainer.tracking.report import page
 
 # A rate at which the held-out loss soon rises again.
 WORDS = ("optim.lr=0.3", "optim.max_norm=null", "steps=40", "eval_every=2", "save_every=2", "checkpoint.keep=1",
@@ -76,6 +77,9 @@ def test_a_run_ends_early_and_its_model_is_that_of_the_best_checkpoint(alone: Pa
     summary = RunDir(alone).summary or {}
     assert (summary["steps"], summary["model_step"]) == (best + 6, best)
     assert summary["eval_loss"] == pytest.approx(figures[best], rel=1e-6)
+    told = f"stopped early, at step {best + 6}: {event['reason']}"
+    assert f"Weights of step {best}, of a run that {told}." in (alone / "model" / "README.md").read_text()
+    assert page(alone)["subtitle"].endswith(told)
     from tests.loops import train
 
     shutil.copytree(alone, again := alone.parent / "again")
@@ -100,8 +104,9 @@ def test_c09_stopped_and_resumed_it_ends_after_the_same_step(alone: Path, texts:
         ready(tmp_path, texts, *WORDS, "eval_every=4", "save_every=4")
 
 
-def test_two_ranks_go_back_to_the_best_together(alone: Path, texts: Path, tmp_path: Path) -> None:
-    path = ready(tmp_path, texts, *WORDS, "strategy=fsdp", world=2)
+@pytest.mark.parametrize("strategy", ["zero2", "fsdp"])
+def test_two_ranks_go_back_to_the_best_together(alone: Path, texts: Path, tmp_path: Path, strategy: str) -> None:
+    path = ready(tmp_path, texts, *WORDS, f"strategy={strategy}", world=2)
     known = RunDir(alone).summary or {}
     for rank in run_distributed(finished, 2, str(path)):
         assert rank["eval_loss"] == pytest.approx(known["eval_loss"], rel=1e-4)

@@ -61,6 +61,11 @@ def test_what_is_learned_is_what_it_says(folder):
     module = here.placement.gathered().__enter__()
     losses = {term: loss.detach() for term, loss in module.train()(batch).items()}
     assert set(losses) == set(here.config.weights) == set(step.targets)
+    # FLOPs by hand: 12 × width² parameters a block; of the head, dense and labels; attention 4 × width a pair of tokens forward.
+    tokens, documents, pairs_ = sum(batch.lengths), len(batch.lengths), sum(length**2 for length in batch.lengths)
+    body, head, attention = (32 * 32 * 12) * tokens, (32 * 32 + 32 * 3) * documents, 4 * 32 * pairs_
+    counted = here.work.flops(batch.tokens, batch.targets, batch.lengths)
+    assert counted == 6 * (body + head) + 3 * attention + 3 * (2 * body + attention) + 2 * head, "one block trained, three of the teacher's"
     teacher = AutoModelForSequenceClassification.from_pretrained(folder / "teacher" / "model", attn_implementation="eager").eval()
     soft, hidden = 0.0, 0.0
     with torch.no_grad():

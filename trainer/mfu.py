@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from trainer.adapters.folder import ENCODER
@@ -18,7 +18,8 @@ CONVENTION = (
     "MFU: model FLOPs (6 x matmul parameters: 2 forward, 2 for the gradient of what goes in, 2 for that of the parameter; of frozen ones "
     "4, and 2 in blocks below the first with something trained; head at its padded size and on the rows it is computed for, of experts the "
     "share that a token takes, embedding lookups and what makes virtual tokens left out; plus full, non-causal attention inside each "
-    "document, or inside the window of a local layer; nothing for padding) a second / dense bf16 peak of the devices"
+    "document, or inside the window of a local layer; of a teacher its forward, 2; nothing for padding) a second / dense bf16 peak of "
+    "the devices"
 )
 
 # Dense bf16 FLOP/s by the vendors' data sheets, without sparsity. The first pattern that occurs in the device's name counts.
@@ -82,21 +83,24 @@ class Products:
 class Work(Products):
     """What a model computes: forward; through: that of it whose input wants a gradient; trained: that of it which does itself.
 
-    virtual, prefix: tokens, or keys and values, that stand in front of every document.
+    virtual, prefix: tokens, or keys and values, that stand in front of every document. teacher: what a teacher computes, forward alone.
     """
 
     through: Products = Products(0, {})
     trained: Products = Products(0, {})
     virtual: int = 0
     prefix: int = 0
+    teacher: Products = Products(0, {})
 
     def flops(self, tokens: int, targets: Mapping[str, int], lengths: Sequence[int], decoded: Sequence[int] = ()) -> float:
         """FLOPs of forward and backward of a batch. lengths: tokens of each document; decoded: what a decoder writes for each."""
+        # A teacher reads the documents as they are.
+        taught = 2.0 * self.teacher.rows(tokens, targets) + 4.0 * self.teacher.pairs(lengths, decoded, 0)
         tokens, lengths = tokens + self.virtual * len(lengths), [length + self.virtual for length in lengths]
         rows = sum(each.rows(tokens, targets) for each in (self, self.through, self.trained))
         # Scores and weighted values: 2 products of 2 FLOPs a pair of tokens forward, twice that backward.
         forward, backward = (each.pairs(lengths, decoded, self.prefix) for each in (self, self.through))
-        return 2.0 * rows + 4.0 * forward + 8.0 * backward
+        return 2.0 * rows + 4.0 * forward + 8.0 * backward + taught
 
 
 def _band(length: int, window: int) -> int:
@@ -104,11 +108,15 @@ def _band(length: int, window: int) -> int:
     return length * length if length <= window else length * (2 * window - 1) - window * (window - 1)
 
 
-def work_of(model: PreTrainedModel, terms: Sequence[str]) -> Work | None:
-    """Measure a whole model, before a strategy shards it. terms: of the objective; the first is the one of the token head.
+def work_of(model: PreTrainedModel, terms: Sequence[str], teacher: PreTrainedModel | None = None) -> Work | None:
+    """Measure a whole model, before a strategy shards it. terms: of the objective; the first is the one of the token head. teacher: the
+    model that it learns of.
 
-    None where the model mixes tokens by something else than attention, of which nothing is counted here.
+    None where a model mixes tokens by something else than attention, of which nothing is counted here.
     """
+    if teacher is not None:
+        own, theirs = work_of(model, terms), work_of(teacher, terms)
+        return replace(own, teacher=theirs) if own and theirs else None
     from trainer.models.front import prefix_length, virtual_tokens
 
     config = model.config.get_text_config()
@@ -126,8 +134,8 @@ def work_of(model: PreTrainedModel, terms: Sequence[str]) -> Work | None:
     body, heads = _summed([(term, size) for term, size, _ in products], terms)
     behind = {window: round(each * share) for window, each in windows.items()}
     wanting = Products(*_summed(through, terms), round(whole * share), behind, round(decoder * size * share))
-    front = {"virtual": virtual_tokens(model), "prefix": prefix_length(model)}
-    return Work(body, heads, whole, windows, decoder * size, wanting, Products(*_summed(trained, terms)), **front)
+    front = virtual_tokens(model), prefix_length(model)
+    return Work(body, heads, whole, windows, decoder * size, wanting, Products(*_summed(trained, terms)), *front)
 
 
 def _summed(products: list[tuple[str | None, int]], terms: Sequence[str]) -> tuple[int, dict[str, int]]:

@@ -17,13 +17,14 @@ import torch
 
 from trainer.choices import ConfigError, find
 from trainer.data.files import KINDS
+from trainer.data.locating import nth
 from trainer.data.opening import bare_name, lines_before
 from trainer.data.record_sources import Columns, Squad
 from trainer.data.segments import Flaw, cut_out
 from trainer.data.squad_files import is_squad
 from trainer.evaluation import arrays
 from trainer.export import LEARNED, load_exported
-from trainer.tasks import Field
+from trainer.tasks import BrokenExample, Field
 from trainer.tasks.labelled import Labelled, Row
 
 if TYPE_CHECKING:
@@ -94,7 +95,11 @@ def predict(predictor: Predictor, config: Config, source: str, target: Path, bat
     done, waiting = 0, examples_of(source, config)
     with writing(target) as write:
         while examples := list(islice(waiting, _AT_ONCE)):
-            answers = predictor.answers(examples, batch_tokens)
+            try:
+                answers = predictor.answers(examples, batch_tokens)
+            except BrokenExample as error:
+                number = done + error.number
+                raise error.at(place_in(source, config, number), number) from error
             # Of an example that is nothing to the model, such as an empty text, it says nothing.
             said = next((list(answer) for answer in answers if answer), predictor.task.predicted)
             answers = [answer or dict.fromkeys(said) for answer in answers]
@@ -118,6 +123,19 @@ def kinds_of(source: str, otherwise: str | None = None) -> list[str]:
 
 def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
     """The examples of files, of which those fields may be missing that are to be predicted."""
+    files, layout = _read_as(source, config)
+    return chain.from_iterable(_in_file(number, file, layout) for number, file in enumerate(files))
+
+
+def place_in(source: str, config: Config, number: int) -> str:
+    """`file:line` of one of the examples of files, by its number; empty where such files have no lines."""
+    files, layout = _read_as(source, config)
+    segments = chain.from_iterable(layout.segments(place, file, _UNIT_BYTES) for place, file in enumerate(files))
+    return nth(number, segments, layout, files, lambda *_: True)
+
+
+def _read_as(source: str, config: Config) -> tuple[list[SourceFile], Format]:
+    """Files of examples, and how they are read."""
     kinds = kinds_of(source)
     task, columns = config.task, getattr(config.data, "columns", Columns())
     # Where those are that are to be predicted is of no matter; the file need not have them.
@@ -129,8 +147,7 @@ def examples_of(source: str, config: Config) -> Iterator[dict[str, Any]]:
     if "squad" in kinds and all(is_squad(file.path) for file in files):
         reader = Squad(path=source)
     fields = {name: replace(field, optional=field.optional or name in task.predicted) for name, field in task.fields.items()}
-    layout = reader.examples(files, fields | _NAMED)
-    return chain.from_iterable(_in_file(number, file, layout) for number, file in enumerate(files))
+    return files, reader.examples(files, fields | _NAMED)
 
 
 # What tells examples apart is handed on.

@@ -94,7 +94,8 @@ class Training:
         for notice in begun.notices if world.leads else ():
             print(notice, flush=True)
         self.counts = counts_of(module.model.parameters())  # type: ignore[union-attr]
-        self.work = work_of(module.model, list(self.task.terms))  # type: ignore[arg-type]
+        teacher = module.teacher.model if config.teacher.teaches else None  # type: ignore[union-attr]
+        self.work = work_of(module.model, list(self.task.terms), teacher)  # type: ignore[arg-type]
         recompute_blocks(module, config.recompute)
         self.placement = config.strategy.place(module, begun.weights, config.adapter.watched(config.optim.build), config, world)
         module.train()

@@ -75,12 +75,35 @@ def test_c12_the_same_curve_on_two_ranks_and_a_model_that_learns(tmp_path):
     examples = sentences(200)
     # A decoder: its head reads the last token of each text.
     words = ("model=gpt2_tiny", "steps=40", "global_batch=16", "optim.lr=3e-3", "task.label_smoothing=0.1", "task.class_weights=balanced")
-    one = ready(tmp_path, examples[:150], examples[150:], *words, name="one")
-    found = evaluated(loops.single(), str(one))
-    assert found["figures"]["accuracy"] > 0.6
+    best = (
+        "eval_every=4",
+        "save_every=4",
+        "checkpoint.keep=1",
+        "checkpoint.best=eval_f1_macro",
+        "checkpoint.mode=min",
+        "checkpoint.end=best",
+    )
+    one = ready(tmp_path, examples[:150], examples[150:], *words, *best, name="one")
+    here = loops.training(loops.single(), one)
+    here.loop()
+    here.finish()
+    assert loops.lines(one, "eval_accuracy")[-1]["eval_accuracy"] > 0.6
+    check_least(one, "f1_macro")
     two = ready(tmp_path, examples[:150], examples[150:], *words, "micro_batch=3", name="two", world=2)
     run_distributed(loops.train, 2, str(two))
     assert loops.losses(two) == pytest.approx(loops.losses(one), rel=1e-4)
+
+
+def check_least(path: Path, figure: str) -> None:
+    """The end is the checkpoint whose figure was least, of equal ones the newest, and every other figure is of it too. Of a model that
+    learns the least one is surely not the last."""
+    lines = {line["step"]: line for line in loops.lines(path, f"eval_{figure}")}
+    best = min(lines, key=lambda step: (lines[step][f"eval_{figure}"], -step))
+    summary = RunDir(path).summary
+    assert summary["model_step"] == best < max(lines)
+    assert {key: summary[key] for key in (figure, "accuracy")} == {key: lines[best][f"eval_{key}"] for key in (figure, "accuracy")}
+    assert summary["eval_loss"] == pytest.approx(lines[best]["eval_loss"], rel=1e-6)
+    assert {each.name for each in (path / "checkpoints").glob("step-*")} == {f"step-{step:07d}" for step in (best, max(lines))}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +111,7 @@ def test_c12_the_same_curve_on_two_ranks_and_a_model_that_learns(tmp_path):
     [
         (lambda number: number % 2, "single_label", {"accuracy", "f1", "f1_macro", "f1_weighted", "mcc"}),
         (lambda number: (number % 5) / 4, "regression", {"mse", "mae", "pearson", "spearman"}),
-        (lambda number: ["b", "c"][: 1 + number % 2], "multi_label", {"accuracy", "f1_micro", "f1_macro", "f1_weighted"}),
+        (lambda number: ["b", "c"][: number % 3], "multi_label", {"accuracy", "f1_micro", "f1_macro", "f1_weighted"}),
     ],
 )
 def test_what_a_label_is_decides_the_problem(tmp_path, label, problem, figures):
@@ -98,6 +121,7 @@ def test_what_a_label_is_decides_the_problem(tmp_path, label, problem, figures):
     assert set(found) == figures | {"eval_loss"} and all(np.isfinite(list(found.values())))
     corpus = open_corpus(*(RunDir(path).placement[key] for key in ("corpus", "rows")))
     assert corpus.learned["problem"] == problem
+    assert len(corpus.records("train")) == 24, "an example without any of several labels is one too"
     assert corpus.split("train").rows.lengths[0] > 0
     assert any(len(load_frozen(path / "config.yaml").task.row(corpus.split("train"), row)["token_type_ids"]) for row in range(24)), "pairs"
 
@@ -171,7 +195,12 @@ def test_b05_a_label_that_was_not_trained_on_names_itself_its_example_and_those_
     with pytest.raises(ConfigError) as error:
         ready(tmp_path, examples, [examples[0], {"text": "a rose", "label": "flower"}])
     text = str(error.value)
-    assert "'flower'" in text and "example 2" in text and "3 labels: animal, fruit, tool" in text and "task.labels" in text
+    assert (
+        "'flower'" in text
+        and f"example 2 ({tmp_path}/eval.jsonl:2)" in text
+        and "3 labels: animal, fruit, tool" in text
+        and "task.labels" in text
+    )
     for label, words, said in (
         ("nan", ["task.problem=regression"], "'nan'.*is no number"),
         ({"a": 1}, [], r"\{'a': 1\}; allowed: text, a number"),
@@ -182,6 +211,21 @@ def test_b05_a_label_that_was_not_trained_on_names_itself_its_example_and_those_
             ready(tmp_path, odd, odd[:2], *words)
     with pytest.raises(ConfigError, match=r"task\.labels.*each label once"):
         ready(tmp_path, examples, examples[:2], "task.labels=[a,a]")
+
+
+def test_b05_the_example_is_named_by_its_line_where_some_are_left_out_and_held_out(tmp_path):
+    """In the second of two files, behind lines that are broken, repeat another or are held out."""
+    texts = [f"text {number}" for number in range(80)]
+    lines = [json.dumps({"text": text, "label": "0.5"}) for text in texts]
+    for at in (3, 40, 41):
+        lines[at : at + 1] = ["{broken", lines[at], "", lines[0]]
+    bad = lines.index(json.dumps({"text": "text 70", "label": "0.5"}))
+    lines[bad] = json.dumps({"text": "text 70", "label": "much"})
+    (tmp_path / "a.jsonl").write_text("\n".join(lines[:20]) + "\n")
+    (tmp_path / "b.jsonl").write_text("\n".join(lines[20:]) + "\n")
+    words = ("data=jsonl", f"data.path={tmp_path}/?.jsonl", "data.on_error=skip", "data.deduplicate=true", "task.problem=regression")
+    with pytest.raises(ConfigError, match=rf"'much' of example \d+ \({tmp_path}/b\.jsonl:{bad - 19}\) is no number"):
+        loops.ready(tmp_path, tmp_path, *TINY, *words, sizes=())
 
 
 def test_b14_a_missing_column_names_those_that_there_are(tmp_path):

@@ -11,6 +11,7 @@ from sklearn import metrics
 
 from tests import loops
 from tests.tasks.test_classification import NOUNS, ready
+from trainer import predicting
 from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
 from trainer.data.tokenizer_files import load_tokenizer
@@ -37,7 +38,7 @@ def sentences(count: int) -> list[dict[str, Any]]:
     return found
 
 
-def test_figures_leave_out_the_label_of_none_and_predict_needs_no_label(tmp_path):
+def test_figures_leave_out_the_label_of_none_and_predict_needs_no_label(tmp_path, monkeypatch, capsys):
     from trainer.cli import main
 
     examples = sentences(360)
@@ -52,6 +53,10 @@ def test_figures_leave_out_the_label_of_none_and_predict_needs_no_label(tmp_path
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(example) + "\n" for example in asked))
     assert main(["predict", f"run={path}", f"input={tmp_path / 'new.jsonl'}", f"output={tmp_path / 'out.jsonl'}"]) == 0
     said = [json.loads(line)["predicted_label"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(example) + "\n" for example in [*asked[:7], asked[7] | {"obj_end": 99}]))
+    monkeypatch.setattr(predicting, "_AT_ONCE", 3)
+    assert main(["predict", f"run={path}", f"input={tmp_path / 'new.jsonl'}", f"output={tmp_path / 'out.jsonl'}"]) == 1
+    assert f"99 of example 8 ({tmp_path}/new.jsonl:8) is not within" in " ".join(capsys.readouterr().err.split())
     truth = [example["relation"] for example in examples[300:]]
     counted = ["eats", "cuts"]
     assert summary["f1_micro"] == pytest.approx(metrics.f1_score(truth, said, labels=counted, average="micro"))
@@ -103,6 +108,24 @@ def test_b05_entities_that_are_not_there_name_the_example(tmp_path):
         ready(tmp_path, good, good, "task=relation", "task.problem=multi_label")
     with pytest.raises(ConfigError, match=r"task\.marks: .*four different"):
         ready(tmp_path, good, good, "task=relation", "task.marks=[a,b]")
+
+
+@pytest.mark.parametrize("column", ["token", "text"])
+def test_relations_in_one_sentence_are_on_one_side(tmp_path, column):
+    """Of a file that is parted by us."""
+    draw, file = np.random.default_rng(0), tmp_path / "all.jsonl"
+    lines = []
+    for number in range(240):
+        # Of each sentence six, some of them told twice.
+        sentence = f"w{number // 6} of red apples"
+        words = sentence.split() if column == "token" else sentence
+        spans = draw.permutation(3)[:2].tolist()
+        lines.append({column: words, "head": [spans[0], spans[0] + 1], "tail": [spans[1], spans[1] + 1], "relation": "ab"[number % 2]})
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = loops.ready(tmp_path, tmp_path, "data=jsonl", f"data.path={file}", *GIVEN, *loops.GPT, "steps=1", sizes=())
+    corpus = open_corpus(*(RunDir(path).placement[key] for key in ("corpus", "rows")))
+    train, held_out = ({str(one.get("tokens") or one["text"]) for one in corpus.records(split)} for split in ("train", "eval"))
+    assert train and held_out and not train & held_out
 
 
 def test_both_entities_are_kept_of_sentences_longer_than_a_row(tmp_path):

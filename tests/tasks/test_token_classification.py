@@ -80,6 +80,17 @@ def test_entities_are_scored_by_the_rules_of_seqeval(scheme):
     assert found.tables["by_label"]["LOC"]["support"] == 2
 
 
+@pytest.mark.parametrize("letters", ["BIES", "BILU", "BMES"])
+def test_entities_of_other_letters_are_the_same_entities(letters):
+    """U next to U of one kind, and U before B, are two entities each."""
+    begin, inside, end, single = letters
+    truth = [f"{single}-LOC", f"{single}-LOC", f"{begin}-LOC", f"{inside}-LOC", f"{end}-LOC", "O"]
+    predicted = [f"{single}-LOC", "O", f"{begin}-LOC", f"{inside}-LOC", f"{end}-LOC", "O"]
+    found = scores.tags([truth], [predicted], sorted({*truth}))
+    assert found.tables["by_label"]["LOC"]["support"] == 3
+    assert (found.figures["precision"], found.figures["recall"]) == (1.0, pytest.approx(2 / 3))
+
+
 def test_conll_and_conllu_are_read_as_they_are_written(tmp_path):
     conll = "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\nslept VBD B-VP O\n\n\nParis NNP B-NP B-LOC\n"
     (tmp_path / "a.conll").write_text(conll * 4)

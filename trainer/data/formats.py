@@ -38,6 +38,8 @@ FORMATS: dict[str, type[Format]] = {
 def to_plain(layout: Format) -> dict[str, Any]:
     """A format as values that JSON can hold."""
     values = {key: value.value if isinstance(value, Enum) else value for key, value in dataclasses.asdict(layout).items()}
+    if not values.get("none"):
+        values.pop("none", None)  # what was prepared before there was such a thing is still the same
     return {"kind": layout.kind, **values}
 
 

@@ -16,6 +16,7 @@ from trainer.data.claims import made_once
 from trainer.data.compressing import compressed_sizes
 from trainer.data.corpus import Corpus, TokenStream
 from trainer.data.formats import to_plain
+from trainer.data.locating import placing
 from trainer.data.pipeline import encode_parts
 from trainer.data.reporting import Reporter
 from trainer.data.rows import META, RowWriter
@@ -131,7 +132,7 @@ def _figures(lengths: dict[str, int], end: int | None) -> dict[str, Any]:
 
 
 def make_rows(
-    config: Config, corpus: Path, splits: Sequence[str], learned: dict[str, Any], folder: Path, key: str, report: Reporter
+    config: Config, planned: Plan, corpus: Path, splits: Sequence[str], learned: dict[str, Any], folder: Path, key: str, report: Reporter
 ) -> None:
     """Write the row tables of these splits into a folder. learned: what the task has of the training examples."""
     opened, figures = Corpus(corpus), {}
@@ -141,7 +142,8 @@ def make_rows(
     with report.doing("packing"):
         for split in splits:
             writer = RowWriter(folder / split)
-            config.task.rows(opened, split, config.sequence_length, config.seed, writer)
+            with placing(planned, split):
+                config.task.rows(opened, split, config.sequence_length, config.seed, writer)
             writer.close()
             if not len(writer):
                 documents = opened.meta["splits"][split]["documents"]

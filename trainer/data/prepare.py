@@ -32,6 +32,7 @@ from trainer.data.defining import named
 from trainer.data.evals import EvalSet
 from trainer.data.files import KINDS, records_as_text, refuse
 from trainer.data.fingerprints import fingerprints
+from trainer.data.locating import place_of
 from trainer.data.making import make_corpus, make_mixture, make_rows, make_tokenizer, nothing_left
 from trainer.data.mixture import Mixture, leaves
 from trainer.data.pipeline import sample_text, without_repeated
@@ -43,6 +44,7 @@ from trainer.data.sources import EVAL, SPLITS, TRAIN, Data, Files, Listing, Sour
 from trainer.data.splitting import Plan, plan
 from trainer.data.vocabularies import Special, load_special
 from trainer.environment import cores
+from trainer.tasks import BrokenExample
 
 if TYPE_CHECKING:
     from trainer.config import Config
@@ -187,7 +189,7 @@ class _Preparing:
         rows = self.cache / "rows" / rows_key
         with named(text.key), made_once(rows, report.line) as claim:
             if claim:
-                make_rows(config, corpus, text.splits, self.learned, claim.emptied(), rows_key, report)
+                make_rows(config, text.plan, corpus, text.splits, self.learned, claim.emptied(), rows_key, report)
         corpus_meta, rows_meta = (json.loads((folder / META).read_text()) for folder in (corpus, rows))
         report.closing(text.name, text.splits, corpus_meta, rows_meta, corpus, anew=anew or claim is not None)
         return Prepared(corpus, rows, rows_key)
@@ -213,8 +215,16 @@ class _Preparing:
         """What the task learns of all training examples before any of them becomes a row, such as the labels; of text nothing."""
         if not self.config.task.fields:
             return {}
-        corpora = [Corpus(self.corpus(text)[0]) for text in self.texts.values()]
-        learned = self.config.task.learn(example for corpus in corpora for example in corpus.records(TRAIN))
+        records = {name: Corpus(self.corpus(text)[0]).records(TRAIN) for name, text in self.texts.items()}
+        try:
+            learned = self.config.task.learn(example for each in records.values() for example in each)
+        except BrokenExample as error:
+            number = error.number
+            for name, each in records.items():
+                if number < len(each):
+                    raise error.at(place_of(self.texts[name].plan, TRAIN, number)) from error
+                number -= len(each)
+            raise
         # What an example becomes may differ with what reads it: an encoder and a decoder, or a decoder alone.
         return {"objective": self.config.objective, **learned}
 

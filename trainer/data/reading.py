@@ -34,14 +34,15 @@ class Unit:
 class Parting:
     """What decides which documents are held out: those whose hash is below a threshold, or all from a place on.
 
-    together: of examples, the field that is hashed, so that those that agree in it stay together; default: all of a document."""
+    together: of examples, the field that is hashed, so that those that agree in it stay together; of those without it, all of them is."""
 
     threshold: int = 0
     place: Place | None = None
     together: str | None = None
 
     def hashed(self, text: bytes) -> int:
-        return prefix_hash(json.dumps(json.loads(text)[self.together]).encode() if self.together else text)
+        shared = json.loads(text).get(self.together) if self.together else None
+        return prefix_hash(text if shared is None else json.dumps(shared).encode())
 
     def split(self, hashed: int) -> str:
         return EVAL if hashed < self.threshold else TRAIN

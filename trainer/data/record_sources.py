@@ -88,8 +88,9 @@ class Recorded:
 
         found = field_columns(files, fields, self.columns.wanted, self.there)
         required = tuple(field for field, what in fields.items() if not what.optional)
+        none = tuple(field for field, what in fields.items() if what.none)
         reader = self.reader([column for _, column in found])
-        return dataclasses.replace(reader, fields=tuple(field for field, _ in found), required=required)
+        return dataclasses.replace(reader, fields=tuple(field for field, _ in found), required=required, none=none)
 
 
 class Tabled(Recorded):

@@ -26,12 +26,13 @@ class Records(Format):
     """One document a record: the text of `columns` (dotted paths), joined by line ends.
 
     fields: of an example with labels, the field that each column holds; then a document is `{field: value}` as JSON. required: those that
-    no example lacks.
+    no example lacks. none: those of which a list of nothing is a value.
     """
 
     columns: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    none: tuple[str, ...] = ()
 
     @property
     def examples(self) -> bool:
@@ -86,7 +87,7 @@ class Records(Format):
         """The fields of a record as JSON; nothing where it has none of them. Raises Unreadable where it lacks one that it must have."""
         found: dict[str, Any] = {}
         for field, value in zip(self.fields, values, strict=True):
-            if value is None or value == "" or value == []:
+            if value is None or value == "" or (value == [] and field not in self.none):
                 continue
             # Several columns of one field are one text.
             found[field] = value if field not in found else f"{joined(found[field])}\n{joined(value)}"

@@ -67,7 +67,8 @@ def plan(source: Source, listing: Listing, contents: Sequence[Fingerprint], fiel
     files = [file for file, _ in kept]
     found = [content for _, content in kept]
     given = any(file.split for file in files)
-    together = next((name for name, field in (fields or {}).items() if field.together), None)
+    had = getattr(layout, "fields", tuple(fields or ()))
+    together = next((name for name, field in (fields or {}).items() if field.together and name in had), None)
     parting = Parting() if given or not files else _part(source.held_out, layout, files, found, together)
     sizes = [content.size + content.mark for content in found]
     pieces = stretches(files, sizes, layout, divide=parting.place is None)

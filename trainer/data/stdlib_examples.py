@@ -229,7 +229,7 @@ def examples(files: Sequence[SourceFile], fields: Mapping[str, Field]) -> Module
             f"data=stdlib: no rule makes examples with {', '.join(required)} of the standard library; it makes those with {known}. "
             "Give examples of your own: data=jsonl data.path=…"
         )
-    return ModuleExamples(tuple(fields), tuple(fields), tuple(required), rule.__name__, labels_of(files))
+    return ModuleExamples(tuple(fields), tuple(fields), tuple(required), rule=rule.__name__, labels=labels_of(files))
 
 
 def labels_of(files: Sequence[SourceFile]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from trainer.export.command import command_of
 from trainer.export.loading import PIPELINES, library_of, loads
 from trainer.reference import choice_options, written
 from trainer.tracking import jsonl
-from trainer.tracking.figures import baselines, shown
+from trainer.tracking.figures import baselines, shown, stopped_early
 from trainer.tracking.progress import duration
 from trainer.tracking.report import relative
 from trainer.verbs.export import TAG
@@ -95,7 +95,7 @@ def facts(subject: Subject) -> dict[str, Any]:
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "origin": _origin(config),
         "step": f"{opened.step:,}",
-        "finished": opened.state["position"] >= batches_of(config, corpus.split("train")).total,
+        "ending": _ending(subject),
         "model": [*_model(config, model, form), *_labels(config, corpus)],
         "adapter": None if form.merge or not config.adapter.adapts else config.adapter.name,
         "data": _data(config, corpus),
@@ -115,6 +115,14 @@ def facts(subject: Subject) -> dict[str, Any]:
         "sequence_length": f"{config.sequence_length:,}",
         "tokens": f"{opened.state['tokens']:,}",
     }
+
+
+def _ending(subject: Subject) -> str:
+    """Why the run had not seen all of its budget at this step, as the end of a sentence; empty where it had."""
+    if subject.opened.state["position"] >= batches_of(subject.config, subject.corpus.split("train")).total:
+        return ""
+    early = subject.run.events("early_stop")
+    return f", of a run that {stopped_early(early[-1])}" if early else ", of a run that had not reached its budget"
 
 
 def metadata(subject: Subject, found: dict[str, Any]) -> ModelCardData:

@@ -3,8 +3,7 @@
 TEMPLATE = """# {{ name }}
 
 {{ "An adapter (`" + adapter + "`) of a" if adapter else "A" }} `{{ architecture }}` with {{ parameters }} parameters, {{ origin }} with \
-Shardloom. Weights of step {{ step }}\
-{{ "" if finished else ", of a run that had not reached its budget" }}.
+Shardloom. Weights of step {{ step }}{{ ending }}.
 
 ## Use
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainer.choices import Choice
+from trainer.choices import Choice, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +32,28 @@ class Pick:
 @dataclass(frozen=True)
 class Field:
     """What a task reads of an example. columns: names that it usually goes by, the likeliest first. optional: examples may lack it.
-    together: examples that agree in it are on the same side of a split that we make."""
+    together: examples that agree in it (of several such fields, in the first that they have) are on the same side of a split that we make.
+    none: a list of nothing is a value of it."""
 
     columns: tuple[str, ...]
     optional: bool = False
     together: bool = False
+    none: bool = False
+
+
+class BrokenExample(ConfigError):
+    """An example that a task can make nothing of. number: of it, from 0, among those that the task was given; the words have it as
+    `example 1`."""
+
+    def __init__(self, number: int, said: str):
+        super().__init__(said)
+        self.number = number
+
+    def at(self, place: str, number: int | None = None) -> BrokenExample:
+        """The same with the place where it stands, if that is known. number: among all examples, where some were given at a time."""
+        number = self.number if number is None else number
+        named = f"example {number + 1:,}" + (f" ({place})" if place else "")
+        return BrokenExample(number, re.sub(rf"\bexample {self.number + 1:,}(?![\d,]*\d)", lambda _: named, str(self), count=1))
 
 
 @dataclass
@@ -109,7 +127,7 @@ class Task(Choice, group="task"):
 
     def compatible(self, model: Model) -> None:
         """Raise ConfigError where the model has no head for this objective."""
-        from trainer.choices import ConfigError, groups
+        from trainer.choices import groups
 
         objective = self.objective_on(model)
         if model.objectives and objective not in model.objectives:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.choices import ConfigError
+from trainer.tasks import BrokenExample
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ def _only_place(context: str, text: str, start: Any, number: int) -> int:
     if place < 0 or context.find(text, place + 1) >= 0:
         there = repr(context[start : start + len(text)]) if type(start) is int and start >= 0 else "nothing"
         several = "nowhere in it" if place < 0 else "at several places"
-        raise ConfigError(
+        raise BrokenExample(
+            number,
             f"data.columns.answers: {text!r} of example {number + 1:,} does not stand at answer_start={start} of its context, where there "
-            f"is {there}, but {several}; give the number of characters before it, counted from 0"
+            f"is {there}, but {several}; give the number of characters before it, counted from 0",
         )
     return place
 
@@ -62,9 +63,10 @@ def _pairs(answers: Any, number: int) -> list[tuple[str, Any]]:
         texts = [texts] if isinstance(texts, str) else texts
         starts = starts if isinstance(starts, list) else [starts] * len(texts or ())
         if not isinstance(texts, list) or len(texts) != len(starts) or not all(isinstance(text, str) and text for text in texts):
-            raise ConfigError(
+            raise BrokenExample(
+                number,
                 f"data.columns.answers: {answers!r:.80} of example {number + 1:,}; allowed: "
-                '{"text": ["…"], "answer_start": [0]}, with empty lists where there is no answer, or a list of answers'
+                '{"text": ["…"], "answer_start": [0]}, with empty lists where there is no answer, or a list of answers',
             )
         found += zip(texts, starts, strict=True)
     return found

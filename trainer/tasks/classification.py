@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.choices import ConfigError, choice, identity, require_share
-from trainer.tasks import Field, scores
+from trainer.tasks import BrokenExample, Field, scores
 from trainer.tasks.labelled import Ints, Labelled, Row, Score, Scored, in_order, numbers, refuse_label, token_types
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Classification(Labelled):
     fields: ClassVar[Mapping[str, Field]] = {
         "text": Field(("text", "sentence", "sentence1", "premise", "question1")),
         "pair": Field(("pair", "sentence2", "hypothesis", "question2"), optional=True),
-        "label": Field(("label", "labels")),
+        # Of several labels an example may have none.
+        "label": Field(("label", "labels"), none=True),
     }
     predicted: ClassVar[tuple[str, ...]] = ("label",)
     terms: ClassVar[dict[str, float]] = {"classification": 1.0}
@@ -118,8 +119,8 @@ class Classification(Labelled):
         if learned["problem"] == Problem.regression.value:
             value = numbers([written(label)])
             if value is None or not np.isfinite(value[0]):
-                raise ConfigError(
-                    f"data.columns.label: {label!r} of example {example + 1:,} is no number; task.problem=regression needs one"
+                raise BrokenExample(
+                    example, f"data.columns.label: {label!r} of example {example + 1:,} is no number; task.problem=regression needs one"
                 )
             return np.array(value, np.float32).view(np.int32).astype(np.int64)
         given = several(label)
@@ -127,7 +128,9 @@ class Classification(Labelled):
         if unknown is not None:
             raise refuse_label(unknown, list(numbered), example)
         if learned["problem"] == Problem.single_label.value and len(given) != 1:
-            raise ConfigError(f"data.columns.label: {label!r} of example {example + 1:,}; allowed: one label, or task.problem=multi_label")
+            raise BrokenExample(
+                example, f"data.columns.label: {label!r} of example {example + 1:,}; allowed: one label, or task.problem=multi_label"
+            )
         return np.array([numbered[one] for one in given], np.int64)
 
     def inputs(

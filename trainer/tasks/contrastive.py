@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.choices import ConfigError, choice, identity, require_positive
-from trainer.tasks import Field, retrieval
+from trainer.choices import choice, identity, require_positive
+from trainer.tasks import BrokenExample, Field, retrieval
 from trainer.tasks.labelled import Ints, Labelled, Row, Score, Scored
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ class Contrastive(Labelled):
     def learn(self, examples: Iterator[dict[str, Any]]) -> dict[str, Any]:
         for number, example in enumerate(examples):
             if "score" in example:
-                raise ConfigError(
+                raise BrokenExample(
+                    number,
                     f"data.columns.score: example {number + 1:,} to train on has one; all pairs that are trained on belong together: leave "
-                    "out those that do not, and the column. Graded pairs are for held-out sets: evals.NAME.source=…"
+                    "out those that do not, and the column. Graded pairs are for held-out sets: evals.NAME.source=…",
                 )
         return {}
 
@@ -177,7 +178,7 @@ class Contrastive(Labelled):
 def text_of(value: Any, role: str, number: int) -> str:
     """A text of an example. Raises ConfigError where it is none."""
     if not isinstance(value, str):
-        raise ConfigError(f"data.columns.{role}: {value!r:.80} of example {number + 1:,}; allowed: one text")
+        raise BrokenExample(number, f"data.columns.{role}: {value!r:.80} of example {number + 1:,}; allowed: one text")
     return value
 
 

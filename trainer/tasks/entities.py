@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from trainer.choices import ConfigError
+from trainer.tasks import BrokenExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -71,13 +71,15 @@ def located(example: Mapping[str, Any], number: int, last_included: bool) -> tup
     text, tokens = example.get("text"), example.get("tokens")
     if tokens is not None:
         if not isinstance(tokens, list):
-            raise ConfigError(f"data.columns.tokens: {tokens!r:.80} of example {number + 1:,}; allowed: a list of words")
+            raise BrokenExample(number, f"data.columns.tokens: {tokens!r:.80} of example {number + 1:,}; allowed: a list of words")
         words = [str(token) for token in tokens]
         starts = list(accumulate((len(word) + 1 for word in words), initial=0))
         spans = [_span(example, entity, len(words), "tokens", number, last_included) for entity in (HEAD, TAIL)]
         return " ".join(words), [(starts[begin], starts[end] - 1) for begin, end in spans]
     if not isinstance(text, str):
-        raise ConfigError(f"data.columns.text: nothing in example {number + 1:,}; give its text, or its tokens (data.columns.tokens)")
+        raise BrokenExample(
+            number, f"data.columns.text: nothing in example {number + 1:,}; give its text, or its tokens (data.columns.tokens)"
+        )
     if _INLINE.search(text) and "head" not in example and "head_start" not in example:
         return _inline(text, number)
     return text, [_span(example, entity, len(text), "characters", number, last_included) for entity in (HEAD, TAIL)]
@@ -92,9 +94,10 @@ def _inline(text: str, number: int) -> tuple[str, list[Place]]:
         places.setdefault(match.group(), len(plain))
     missing = next((mark for mark in _NEEDED if text.count(mark) != 1), None)
     if missing is not None or any(places[mark] >= places[mark.replace("<", "</")] for mark in ("<e1>", "<e2>")):
-        raise ConfigError(
+        raise BrokenExample(
+            number,
             f"data.columns.text: {text!r:.80} of example {number + 1:,}; allowed: one <e1>head</e1> and one <e2>tail</e2>, or "
-            "data.columns.head and data.columns.tail beside a text without such marks"
+            "data.columns.head and data.columns.tail beside a text without such marks",
         )
     return plain + text[done:], [(places["<e1>"], places["</e1>"]), (places["<e2>"], places["</e2>"])]
 
@@ -111,15 +114,17 @@ def _span(example: Mapping[str, Any], entity: str, size: int, units: str, number
     try:
         begin, end = map(int, given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
+        raise BrokenExample(
+            number,
             f"data.columns.{entity}: {given!r:.80} of example {number + 1:,}; allowed: [begin, end], the end not included, in {units}, or "
-            f"data.columns.{entity}_start and data.columns.{entity}_end"
+            f"data.columns.{entity}_start and data.columns.{entity}_end",
         ) from error
     end += last_included
     if not 0 <= begin < end <= size:
-        raise ConfigError(
+        raise BrokenExample(
+            number,
             f"data.columns.{entity}: {begin} to {end - last_included} of example {number + 1:,} is not within its {size} {units}; counted "
-            f"from 0, and the end {'is the last one of the entity (task.last_included=true)' if last_included else 'is the one after it'}"
+            f"from 0, and the end {'is the last one of the entity (task.last_included=true)' if last_included else 'is the one after it'}",
         )
     return begin, end
 

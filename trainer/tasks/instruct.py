@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from trainer.choices import ConfigError, choice, identity, placement
-from trainer.tasks import Field, scores
+from trainer.choices import choice, identity, placement
+from trainer.tasks import BrokenExample, Field, scores
 from trainer.tasks.labelled import Row, Score, Scored
 from trainer.tasks.writing import SHOWN, Writing, require_end
 
@@ -105,20 +105,23 @@ class Instruct(Writing):
                     tokenizer.apply_chat_template(messages[:count], chat_template=template, tokenize=False, add_generation_prompt=ask)
                 )
             except Exception as error:  # a template raises what it likes
-                raise ConfigError(f"task.template: it cannot render the first {count} turns of example {example + 1:,}: {error}") from error
+                raise BrokenExample(
+                    example, f"task.template: it cannot render the first {count} turns of example {example + 1:,}: {error}"
+                ) from error
 
         assistants = [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
         if not assistants:
-            raise ConfigError(
-                f"data.columns.messages: example {example + 1:,} has no turn of the {ASSISTANT}, so nothing to learn; leave it out"
+            raise BrokenExample(
+                example, f"data.columns.messages: example {example + 1:,} has no turn of the {ASSISTANT}, so nothing to learn; leave it out"
             )
         whole, replies = text(assistants[-1] + 1, ask=False), []
         for number in assistants:
             before, after = text(number, ask=True) if number else "", text(number + 1, ask=False)
             if not after.startswith(before) or not whole.startswith(after):
-                raise ConfigError(
+                raise BrokenExample(
+                    example,
                     f"task.template: of example {example + 1:,} what it makes of the first {number + 1} turns is not how the whole "
-                    "dialogue begins, so where its replies are cannot be told; give a template that renders one turn after the other"
+                    "dialogue begins, so where its replies are cannot be told; give a template that renders one turn after the other",
                 )
             # Blanks behind the token that ends a turn are written by nobody.
             replies.append((len(before), len(after.rstrip())))
@@ -150,12 +153,15 @@ def turns(example: Mapping[str, Any], number: int) -> list[dict[str, str]]:
     """The turns of a dialogue by role and content. Raises ConfigError for what is none."""
     given = example["messages"]
     if not isinstance(given, list) or not given or not all(isinstance(turn, dict) for turn in given):
-        raise ConfigError(f'data.columns.messages: of example {number + 1:,}; allowed: a list of turns, {{"role": …, "content": …}} each')
+        raise BrokenExample(
+            number, f'data.columns.messages: of example {number + 1:,}; allowed: a list of turns, {{"role": …, "content": …}} each'
+        )
     found = [{_KEYS.get(key, key): value for key, value in turn.items()} for turn in given]
     for place, turn in enumerate(found):
         if not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-            raise ConfigError(
+            raise BrokenExample(
+                number,
                 f"data.columns.messages: turn {place + 1} of example {number + 1:,} has {', '.join(map(repr, given[place]))}; "
-                "allowed: texts under 'role' and 'content' (or 'from' and 'value')"
+                "allowed: texts under 'role' and 'content' (or 'from' and 'value')",
             )
     return [{"role": _ROLES.get(turn["role"], turn["role"]), "content": turn["content"]} for turn in found]

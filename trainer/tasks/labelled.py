@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.choices import ConfigError
 from trainer.data.sources import TRAIN
-from trainer.tasks import Batch, Pick, Task
+from trainer.tasks import Batch, BrokenExample, Pick, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -224,10 +223,11 @@ def in_order(labels: set[str]) -> list[str]:
     return ordered if found is None else [label for _, label in sorted(zip(found, ordered, strict=True))]
 
 
-def refuse_label(label: str, known: Sequence[str], example: int, field: str = "label") -> ConfigError:
+def refuse_label(label: str, known: Sequence[str], example: int, field: str = "label") -> BrokenExample:
     """The error (B05) for a label that is none of those known."""
     shown = ", ".join(known[:20]) + (" …" if len(known) > 20 else "")
-    return ConfigError(
+    return BrokenExample(
+        example,
         f"data.columns.{field}: {label!r} of example {example + 1:,} is none of the {len(known)} labels: {shown}; mend the example, "
-        "or name all labels: 'task.labels=[…]'"
+        "or name all labels: 'task.labels=[…]'",
     )

@@ -33,8 +33,9 @@ class Relation(Classification):
     )
 
     fields: ClassVar[Mapping[str, Field]] = {
-        "tokens": Field(("tokens", "token", "words"), optional=True),
-        "text": Field(("text", "sentence"), optional=True),
+        # Of two relations in one sentence none is held out while the other is trained on.
+        "tokens": Field(("tokens", "token", "words"), optional=True, together=True),
+        "text": Field(("text", "sentence"), optional=True, together=True),
         "head": Field(("head", "h", "subj"), optional=True),
         "tail": Field(("tail", "t", "obj"), optional=True),
         "head_start": Field(("subj_start", "head_start"), optional=True),

@@ -46,13 +46,17 @@ def multi_label(truth: Ints, predicted: Ints, labels: Sequence[str]) -> Score:
 
 
 def tags(truth: Sequence[list[str]], predicted: Sequence[list[str]], labels: Sequence[str]) -> Score:
-    """Of tags such as B-PER: of whole entities, by seqeval's rules, as conlleval has them; of others by scikit-learn, a word at a time."""
+    """Of tags such as B-PER: of whole entities, by seqeval's rules, as conlleval has them; of others by scikit-learn, a word at a time.
+
+    BILOU and BMES are IOBES by other letters, which seqeval does not know.
+    """
     flat = [np.array([tag for sentence in side for tag in sentence]) for side in (truth, predicted)]
     figures = {"accuracy": float((flat[0] == flat[1]).mean()) if len(flat[0]) else 0.0}
-    entities = [label for label in labels if label[:2] in ("B-", "I-", "E-", "S-", "L-", "U-")]
+    entities = [label for label in labels if label[:1] in "BIES" + "".join(_IOBES) and label[1:2] == "-"]
     if entities and {*labels} <= {*entities, "O"}:
         from seqeval import metrics
 
+        truth, predicted = ([[_iobes(tag) for tag in tags] for tags in side] for side in (truth, predicted))
         named = {"precision": metrics.precision_score, "recall": metrics.recall_score, "f1": metrics.f1_score}
         figures |= {name: float(score(truth, predicted, zero_division=0)) for name, score in named.items()}
         report = metrics.classification_report(truth, predicted, output_dict=True, zero_division=0)
@@ -63,6 +67,14 @@ def tags(truth: Sequence[list[str]], predicted: Sequence[list[str]], labels: Seq
         figures["f1_macro"] = float(metrics.f1_score(*flat, average="macro", **present))
         report = metrics.classification_report(*flat, output_dict=True, **present)
     return Score(figures, {"by_label": {name: _plain(row) for name, row in report.items()}})
+
+
+# Letters of BILOU and BMES that IOBES has others for: last, unit, middle.
+_IOBES = {"L": "E", "U": "S", "M": "I"}
+
+
+def _iobes(tag: str) -> str:
+    return _IOBES.get(tag[:1], tag[:1]) + tag[1:]
 
 
 def _plain(row: Any) -> Any:

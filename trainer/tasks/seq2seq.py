@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from trainer.choices import ConfigError, choice, identity
-from trainer.tasks import Field, scores
+from trainer.tasks import BrokenExample, Field, scores
 from trainer.tasks.labelled import Row, Score, Scored
 from trainer.tasks.writing import SHOWN, Writing, require_end
 
@@ -138,7 +138,7 @@ def references(example: Mapping[str, Any], number: int) -> list[str]:
     given = example["target"]
     found = given if isinstance(given, list) else [given]
     if not found or not all(isinstance(text, (str, int, float)) for text in found):
-        raise ConfigError(f"data.columns.target: {given!r} of example {number + 1:,}; allowed: a text, or a list of references")
+        raise BrokenExample(number, f"data.columns.target: {given!r} of example {number + 1:,}; allowed: a text, or a list of references")
     return list(map(str, found))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.choices import ConfigError, choice, identity, require_share
-from trainer.tasks import Field, scores
+from trainer.tasks import BrokenExample, Field, scores
 from trainer.tasks.labelled import Ints, Labelled, Row, Score, Scored, in_order, refuse_label
 
 if TYPE_CHECKING:
@@ -135,5 +135,5 @@ def tags_of(example: Mapping[str, Any], number: int) -> list[str]:
     if not isinstance(tokens, list) or not isinstance(tags, list) or len(tags) != len(tokens):
         sizes = [len(each) if isinstance(each, list) else type(each).__name__ for each in (tokens, tags)]
         given = f"example {number + 1:,} has {sizes[0]} tokens and {sizes[1]} tags"
-        raise ConfigError(f"data.columns.tags: {given}; allowed: two lists of one length")
+        raise BrokenExample(number, f"data.columns.tags: {given}; allowed: two lists of one length")
     return [str(tag) for tag in tags]

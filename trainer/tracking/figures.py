@@ -89,3 +89,8 @@ def size(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.{0 if abs(count) >= 100 else 1 if abs(count) >= 10 else 2}f} {unit}"
         count /= 1024
     return f"{count:.2f} TiB"
+
+
+def stopped_early(event: dict[str, Any]) -> str:
+    """When and why a run ended before its budget, by its event."""
+    return f"stopped early, at step {event['step']:,}: {event['reason']}"

@@ -16,7 +16,7 @@ from trainer.mfu import CONVENTION
 from trainer.sampling import beginning
 from trainer.tracking import jsonl, sections
 from trainer.tracking.charts import SERIES, Chart, curves_of, svg
-from trainer.tracking.figures import number, percent, rate, readable, shown
+from trainer.tracking.figures import number, percent, rate, readable, shown, stopped_early
 from trainer.tracking.progress import duration
 from trainer.tracking.sets import curves_of_sets, figures_of_sets
 from trainer.tracking.summary import SUMMARY
@@ -64,7 +64,7 @@ def page(run_dir: Path) -> dict[str, Any]:
     return {
         "name": config.get("name") or run_dir.name,
         "finished": bool(summary),
-        "subtitle": _subtitle(config, summary, starts),
+        "subtitle": _subtitle(config, summary, starts, [event for event in events if event.get("kind") == "early_stop"]),
         "tiles": tiles(summary, trained, evaluated, events),
         "comparisons": comparisons(summary),
         "charts": charts(trained, evaluated, lines, terms, sets, summary, marks),
@@ -84,7 +84,7 @@ def page(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _subtitle(config: dict[str, Any], summary: dict[str, Any], starts: list[dict[str, Any]]) -> str:
+def _subtitle(config: dict[str, Any], summary: dict[str, Any], starts: list[dict[str, Any]], early: list[dict[str, Any]]) -> str:
     model, last = config.get("model") or {}, (starts or [{}])[-1]
     sizes = [f"{key} {model[key]}" for key in ("layers", "hidden") if key in model]
     world = summary.get("world_size") or last.get("world_size")
@@ -95,6 +95,7 @@ def _subtitle(config: dict[str, Any], summary: dict[str, Any], starts: list[dict
         f"data {config['data'].get('name')}" if config.get("data") else None,
         f"{strategy} on {world} process{'' if world == 1 else 'es'}" if world else strategy,
         (config.get("precision") or {}).get("name"),
+        stopped_early(early[-1]) if early else None,
     ]
     return " · ".join(part for part in parts if part)
 
