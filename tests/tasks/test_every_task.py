@@ -10,7 +10,9 @@ import pytest
 
 from tests import loops
 from tests.distributed import run_distributed
+from tests.tasks import test_contrastive
 from tests.tasks.test_classification import sentences, write
+from tests.tasks.test_question_answering import questions
 from tests.tasks.test_writing import dialogues, pairs
 from trainer.choices import groups, load_choices
 from trainer.distributed import World
@@ -31,16 +33,6 @@ def tagged(count: int) -> list[dict[str, Any]]:
     return found
 
 
-def questions(count: int) -> list[dict[str, Any]]:
-    found = []
-    for number, example in enumerate(sentences(count)):
-        *before, noun, _ = example["text"].split()
-        start = len(" ".join([*before, ""]))
-        answers = {"text": [noun], "answer_start": [start]}
-        found.append({"id": str(number), "question": f"which {example['label']}?", "context": example["text"], "answers": answers})
-    return found
-
-
 def related(count: int) -> list[dict[str, Any]]:
     found = []
     for example in sentences(count):
@@ -53,10 +45,11 @@ def related(count: int) -> list[dict[str, Any]]:
 TASKS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
     "classification": (sentences(TRAIN + HELD_OUT), BERT),
     "token_classification": (tagged(TRAIN + HELD_OUT), BERT),
-    "question_answering": (questions(TRAIN + HELD_OUT), BERT),
+    # In windows, those of one question on several ranks; some have no answer.
+    "question_answering": (questions(TRAIN + HELD_OUT), (*BERT, "sequence_length=24")),
     "relation": (related(TRAIN + HELD_OUT), GPT),
     # Its negatives are those of the whole global batch, so a process takes its share at once.
-    "contrastive": ([{"anchor": one["source"], "positive": one["target"]} for one in pairs(TRAIN + HELD_OUT)], (*BERT, "micro_batch=auto")),
+    "contrastive": (test_contrastive.pairs(TRAIN + HELD_OUT, negatives=True), (*BERT, "micro_batch=auto")),
     "seq2seq": (pairs(TRAIN + HELD_OUT), (*GPT, "task.max_target_length=8")),
     "instruct": (dialogues(TRAIN + HELD_OUT), (*GPT, "task.max_target_length=8", "task.generate=true")),
 }
@@ -67,7 +60,8 @@ def ready(folder: Path, task: str, world: int) -> Path:
     here = folder / task
     here.mkdir(exist_ok=True)
     files = write(here / "train.jsonl", examples[:TRAIN]), write(here / "eval.jsonl", examples[TRAIN:])
-    data = (f"task={task}", "data=jsonl", f"data.train={files[0]}", f"data.eval={files[1]}", "sequence_length=96")
+    length = () if any(word.startswith("sequence_length=") for word in words) else ("sequence_length=96",)
+    data = (f"task={task}", "data=jsonl", f"data.train={files[0]}", f"data.eval={files[1]}", *length)
     # Of 7 rows a step: ranks have other numbers of them, and the last has one step less.
     rows = () if "micro_batch=auto" in words else ("micro_batch=3",)
     given = (*data, *words, *rows, "steps=3", "global_batch=7", "eval_every=1")
@@ -114,6 +108,7 @@ def test_c04_c05_c12_c19_the_same_curve_and_figures_on_any_number_of_processes(a
         ranks = [found[place] for found in by_rank]
         scored = sorted(row for rank in ranks for row in rank["rows"])
         assert scored == sorted(results[task]["rows"]) and len(scored) == len(set(scored)) >= HELD_OUT, f"{task}: each row once"
+        assert len(scored) > HELD_OUT or task != "question_answering", "windows"
         assert loops.losses(paths[task]) == pytest.approx(losses[task], rel=1e-4), task
         for rank in ranks:
             assert rank["figures"] == pytest.approx(results[task]["figures"], rel=1e-3, abs=1e-4), task
