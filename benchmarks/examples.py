@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 HELD_OUT = 0.25
-# Documents or poems that have a label in training: all others are text.
+# Documents or poems that have a label in training, and half of the meanings that have a sentence: all others are text.
 _LABELLED = 64
 
 Record = dict[str, Any]
@@ -164,9 +164,13 @@ def genres(data: Path) -> Examples:
     return Examples(some(train), held_out, [one["text"] for one in train], {"commonest genre": _largest(held_out)})
 
 
-def some(labelled: list[Record]) -> list[Record]:
-    """A few of them, the same whatever their order."""
-    return sorted(labelled, key=lambda one: hashlib.sha256(one["text"].encode()).hexdigest())[:_LABELLED]
+def some(labelled: list[Record], count: int = _LABELLED) -> list[Record]:
+    """A few of them, the same whatever their order and their labels."""
+
+    def drawn(one: Record) -> str:
+        return hashlib.sha256("\n".join(value for key, value in one.items() if key != "label").encode()).hexdigest()
+
+    return sorted(labelled, key=drawn)[:count]
 
 
 def _largest(held_out: list[Record]) -> float:
@@ -295,7 +299,8 @@ def _answered(articles: list[Record], fit: Callable[[set[str], set[str]], int]) 
 
 
 def meanings(data: Path) -> Examples:
-    """E2E's meanings and the sentences that say them; no meaning is on both sides."""
+    """E2E's meanings and the sentences that say them, learned from a few pairs; all that are not held out are text. No meaning is on
+    both sides."""
 
     def read(path: Path) -> Iterator[tuple[str, Record]]:
         with path.open(encoding="utf-8", newline="") as file:
@@ -310,7 +315,7 @@ def meanings(data: Path) -> Examples:
     # Some sentences are said of several meanings.
     known = {one["target"] for one in held_out}
     texts = {f"{one['source']}\n{one['target']}" for one in train if one["target"] not in known}
-    return Examples(train, written, sorted(texts))
+    return Examples(some(train, 2 * _LABELLED), written, sorted(texts))
 
 
 # -- Chinese -------------------------------------------------------------------------------------------------------------------------------

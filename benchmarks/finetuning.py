@@ -141,8 +141,8 @@ TASKS = {
         examples.meanings,
         "decoder",
         "bleu",
-        ("task=seq2seq", "task.max_target_length=64", "sequence_length=192", "global_batch=32", "epochs=2"),
-        {SCRATCH: "3e-3", FULL: "2e-3", LORA: "6e-3"},
+        ("task=seq2seq", "task.max_target_length=64", "sequence_length=192", "global_batch=16", "epochs=10"),
+        {SCRATCH: "3e-3", FULL: "1e-3", LORA: "4e-3"},
         best=100.0,
     ),
 }
