@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.checkpoint.boxes import Box, rows_of
 from trainer.optimizers.on_device import OnDevice
+from trainer.strategies.rounded import in_bfloat16
 from trainer.strategies.torch_driven import Called, TorchPlacement
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Averaged(Replicated):
         assert isinstance(wrapped, DistributedDataParallel), f"Accelerate wrapped nothing: {type(wrapped).__name__}"
         self.ddp, self.reduce_dtype = wrapped, reduce_dtype
         if reduce_dtype == "bfloat16":
-            wrapped.register_comm_hook(None, bf16_compress_hook)
+            wrapped.register_comm_hook(None, in_bfloat16)
         if isinstance(optimizer, OnDevice):
             optimizer.rank, optimizer.ranks = world.rank, world.size
         # Which micro-batch is the last is known at its backward, but DDP decides at a forward whether the next backward reduces. So
