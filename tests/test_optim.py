@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests import tiny
 from tests.distributed import run_distributed
 from trainer.choices import ConfigError
 from trainer.optim import AdamW, Lamb, Lion, Muon
+from trainer.optimizers import muon
 from trainer.optimizers.muon import orthogonalize
 from trainer.parameter_groups import RULES, Own
 from trainer.strategies.torch_driven import require_skipping, step
@@ -181,3 +184,38 @@ def test_c20_muon_has_one_curve_alone_and_under_ddp():
     (alone,) = run_distributed(muon_curve, 1, "single", group=False)
     assert alone[11] < 0.9 * alone[0] and alone[12] == 12
     assert run_distributed(muon_curve, 2, "ddp")[0] == pytest.approx(alone, rel=2e-5)
+
+
+def shared_out(world):
+    """Muon's curve with a dropped step, its weights, and how many matrices this rank has orthogonalized a step."""
+    counted = []
+    original = muon.orthogonalize
+    muon.orthogonalize = lambda matrices, iterations: counted.append(len(matrices)) or original(matrices, iterations)
+    try:
+        placement = tiny.place("ddp" if world.size > 1 else "single", "gpt", world, optim=Muon(lr=5e-3))
+        seen = tiny.train(placement, "gpt", range(6), micro_batches=2, poison=2)
+    finally:
+        muon.orthogonalize = original
+    # Once more before the first step, to make the state.
+    return seen | {"weights": tiny.weights(placement), "matrices": sum(counted) / 7, "kinds": {piece.kind for piece in placement.pieces()}}
+
+
+def test_c20_muon_shared_out_over_three_ranks_is_muon_on_one():
+    alone = run_distributed(shared_out, 1, group=False)[0]
+    found = run_distributed(shared_out, 3)
+    # Four matrices in each of two blocks.
+    assert alone["matrices"] == 8 and sum(rank["matrices"] for rank in found) == 8 and max(rank["matrices"] for rank in found) < 8
+    for rank in found:
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-5) and rank["applied"] == alone["applied"]
+        assert rank["kinds"] == alone["kinds"]
+    assert alone["applied"][2] == 0.0 and tiny.distance(found[0]["weights"], alone["weights"]) < 1e-4
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=12), st.integers(1, 5))
+def test_every_matrix_has_one_rank_and_none_has_much_more_than_others(sizes, ranks):
+    shapes = tuple(torch.Size(size) for size in sizes)
+    found = muon.shares(shapes, ranks)
+    assert sorted(index for share in found for index in share) == list(range(len(shapes)))
+    work = [sum(min(shapes[index]) ** 2 * max(shapes[index]) for index in share) for share in found]
+    largest = max((min(shape) ** 2 * max(shape) for shape in shapes), default=0)
+    assert max(work) - min(work) <= largest

@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from trainer.adapters import NoAdapter
 from trainer.choices import find, load_choices
-from trainer.settings import BF16, FP16, FP32
+from trainer.settings import BF16, FP8, FP16, FP32
 from trainer.tasks import Batch
 
 VOCABULARY = 96
@@ -83,7 +83,7 @@ def batch(kind: str, chosen: list[np.ndarray]) -> Batch:
 
 def config(precision: str = "fp32") -> Any:
     """The part of a Config that placing reads."""
-    return SimpleNamespace(adapter=NoAdapter(), precision={"fp32": FP32, "bf16": BF16, "fp16": FP16}[precision]())
+    return SimpleNamespace(adapter=NoAdapter(), precision={"fp32": FP32, "bf16": BF16, "fp16": FP16, "fp8": FP8}[precision]())
 
 
 def place(
@@ -95,14 +95,20 @@ def place(
     seed: int = 0,
     weights: Any = None,
     dropout: float = 0.0,
+    chunk_mib: float | None = 0.005,
     **options: Any,
 ) -> Any:
-    """A Placement of a tiny module; optim: a choice, AdamW by default; weights: of a seed by default; options: the strategy's."""
+    """A Placement of a tiny module; optim: a choice, AdamW by default; weights: of a seed by default; chunk_mib: of the
+    head, a few of these rows at once; options: the strategy's."""
+    from trainer.config import Head
     from trainer.models.deferred import First
+    from trainer.models.heads import chunk_head
     from trainer.optim import AdamW
 
     load_choices()
     optim, built = optim or AdamW(lr=2e-3), skeleton(kind, dropout)
+    chunk_head(built, Head(chunk_mib))
+    config(precision).precision.prepare(built)
     weights = weights or First(built.model, seed)  # type: ignore[arg-type]
     chosen: Any = find("strategy", strategy)(**(OPTIONS.get(strategy, {}) | options))
     return chosen.place(built, weights, optim.build, config(precision), world)

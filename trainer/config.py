@@ -62,6 +62,15 @@ class Recompute:
 
 
 @dataclasses.dataclass
+class Head:
+    """How the loss over a vocabulary is computed; the result is the same."""
+
+    chunk_mib: float | None = placement(
+        512.0, help="head and loss together, of so many rows at once that their logits take so much memory (MiB in fp32); null: apart"
+    )
+
+
+@dataclasses.dataclass
 class BatchRamp:
     """Global batches that grow up to `global_batch` over the first part of a run."""
 
@@ -98,6 +107,7 @@ class Config:
     init: Init = identity(default_factory=Init)
     early_stop: EarlyStop = identity(default_factory=EarlyStop)
     recompute: Recompute = placement(default_factory=Recompute)
+    head: Head = placement(default_factory=Head)
     fingerprint: str | None = identity(None, help="of the prepared data; filled in by prepare")
     evals: dict[str, Any] = placement(default_factory=dict, help="sets beside the held-out part: evals.NAME.{source, every, its options}")
 
@@ -199,6 +209,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"recompute.keep: {keep}; allowed: {', '.join(RECOMPUTE_KEEPS)}")
     if keep and every is None:
         raise ConfigError(f"recompute.keep: {keep} without recompute.every; set recompute.every=1 too")
+    if config.head.chunk_mib is not None and config.head.chunk_mib <= 0:
+        raise ConfigError(f"head.chunk_mib: {config.head.chunk_mib}; allowed: MiB above 0, or null for all logits at once")
     # In full: what was frozen stays, should a default ever change.
     config.evals = {one.name: one.in_full() for one in config.eval_sets}
     refuse_shared_figures(config.evals, sources_of(config.data), config.task.terms)

@@ -77,6 +77,7 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     from trainer.data.order import Order
     from trainer.distributed import World
     from trainer.initial import start
+    from trainer.models.heads import chunk_head
     from trainer.models.recompute import recompute_blocks
     from trainer.strategies.single import Single
     from trainer.trainer import objective
@@ -90,6 +91,8 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     begun = start(config, corpus, world)
     recompute_blocks(begun.module, config.recompute)
+    chunk_head(begun.module, config.head)
+    config.precision.prepare(begun.module)
     placement = Single().place(begun.module, begun.weights, config.adapter.watched(config.optim.build), config, world)
     split = corpus.split("train")
     best, best_rate, size = 0, 0.0, 1

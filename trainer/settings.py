@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import Choice, ConfigError, choice, placement, require_at_least, require_positive
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # A trace is held in memory until it is written.
 _TRACED = 100
@@ -25,6 +28,9 @@ class Precision(Choice, group="precision"):
     def autocast(self) -> str | None:
         """Name of the torch dtype that matrix products run in, or None for fp32 throughout."""
         return None
+
+    def prepare(self, module: nn.Module) -> None:
+        """Change what a task's module computes in beyond that, before a strategy wraps it."""
 
 
 @choice
@@ -45,6 +51,20 @@ class BF16(Precision):
     @property
     def autocast(self) -> str | None:
         return "bfloat16"
+
+
+@choice
+class FP8(BF16):
+    """bf16, and products of transformer blocks in 8 bits, scaled by what is in them; pays for widths from about 1,600 on."""
+
+    name: str = "fp8"
+    # A CPU computes with the same rounded values, in fp32.
+    capability: ClassVar[tuple[int, int]] = (8, 9)
+
+    def prepare(self, module: nn.Module) -> None:
+        from trainer.models.fp8 import use_fp8
+
+        use_fp8(module.model)  # type: ignore[arg-type]
 
 
 @choice

@@ -24,7 +24,7 @@ from trainer.choices import ConfigError
 from trainer.config import Config, digest, set_of
 from trainer.data.batches import Batches, batches_of
 from trainer.data.corpus import open_corpus
-from trainer.data.loading import Loader, Step
+from trainer.data.loading import Loader, Step, on_device
 from trainer.data.order import Order
 from trainer.distributed import World
 from trainer.early_stop import Watched
@@ -33,6 +33,7 @@ from trainer.export import Form, export
 from trainer.initial import counts_of, start
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_name, device_peak, work_of
+from trainer.models.heads import chunk_head
 from trainer.models.recompute import recompute_blocks
 from trainer.process import no_garbage_collection
 from trainer.profiling import profiling
@@ -97,6 +98,8 @@ class Training:
         teacher = module.teacher.model if config.teacher.teaches else None  # type: ignore[union-attr]
         self.work = work_of(module.model, list(self.task.terms), teacher)  # type: ignore[arg-type]
         recompute_blocks(module, config.recompute)
+        chunk_head(module, config.head)
+        config.precision.prepare(module)
         self.placement = config.strategy.place(module, begun.weights, config.adapter.watched(config.optim.build), config, world)
         module.train()
 
@@ -176,7 +179,7 @@ class Training:
     def loop(self) -> Outcome:
         """Train to the budget, or until a held-out figure gets no better, or to an agreed stop, or to a halt."""
         config, placement, meter, weights = self.config, self.placement, self.meter, self.config.weights
-        data = self.loader.steps(self.position)
+        data = on_device(self.loader.steps(self.position), self.world.device)
         profiled = profiling(config.profile, self.run.path, self.world, meter.paused, self.trackers.message)  # type: ignore[arg-type]
         with no_garbage_collection(), profiled as profiler:
             while self.step < self.steps and not self.watched.spent:
@@ -191,7 +194,6 @@ class Training:
                     step = next(data)
 
                 for number, batch in enumerate(step.micro_batches):
-                    batch = batch.to(self.world.device)
                     seed_all(config.seed, "step", self.step, number, placement.data_rank)
                     losses = placement.module(batch)
                     placement.accumulate(objective(losses, weights, step.targets), last=number == len(step.micro_batches) - 1)

@@ -96,3 +96,21 @@ def test_c20_a_wrong_placement_is_caught_on_every_rank(flaw, words, world):
     for error in run_distributed(wrong, world, flaw):
         assert error is not None, "every rank must stop, or the others would wait for it"
         assert re.search(words, error), error
+
+
+def reduced(world):
+    """A curve and the proof's dtype of reductions, by the dtype that is asked for; buckets so small that there are several."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        placement = tiny.place("ddp", "gpt", world, reduce_dtype=dtype, bucket_mib=0.05)
+        tables = prove(placement, prober(placement, "gpt"), world).tables
+        seen = tiny.train(placement, "gpt", range(6), micro_batches=2)["losses"]
+        found[dtype] = {row["kind"]: row["dtype"] for row in tables[0]}, seen
+    return found
+
+
+def test_c17_ddp_adds_up_gradients_in_bf16_where_it_is_asked_to():
+    for rank in run_distributed(reduced, 2):
+        (whole, curve), (half, rounded) = rank["float32"], rank["bfloat16"]
+        assert half == whole | {"reduction": "bfloat16"} and whole["reduction"] == whole["gradient"] == "float32"
+        assert rounded == pytest.approx(curve, rel=5e-3) and rounded != curve

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from trainer.data.deal import Deal, deal
 from trainer.data.order import Ordering
 from trainer.tasks import Batch, Pick, Task
 from trainer.teachers import NoTeacher, Teacher
+
+if TYPE_CHECKING:
+    import torch
 
 # A thread is handed work for at least so many rows: handing over costs as much as reading some of them.
 _ROWS_A_TASK = 32
@@ -120,3 +124,27 @@ class Loader:
             targets=self.teacher.counted(self.task.counted(targets), self.task, tokens),
             tokens=tokens,
         )
+
+
+def on_device(steps: Iterator[Step], device: torch.device) -> Iterator[Step]:
+    """Steps whose micro-batches lie on a device.
+
+    To a GPU they are copied by a stream of their own while it computes what was queued before; what is queued after waits there for the
+    copy, and the host for nothing.
+    """
+    if device.type != "cuda":
+        yield from steps
+        return
+    import torch
+
+    copying = torch.cuda.Stream(device)
+    for step in steps:
+        with torch.cuda.stream(copying):
+            step.micro_batches = [batch.to(device) for batch in step.micro_batches]
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copying)
+        for batch in step.micro_batches:
+            for tensor in batch.inputs.values():
+                # Its memory is not given to a later copy before the step is done with it.
+                tensor.record_stream(computing)
+        yield step

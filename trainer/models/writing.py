@@ -18,8 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from trainer.models import packed
 from trainer.models.front import as_peft, in_front, prefix_length, virtual_ids
-from trainer.models.headed import Headed
-from trainer.models.heads import vocabulary_sums
+from trainer.models.heads import VocabularyModule
 from trainer.models.layout import layout_of, pairs_of
 from trainer.models.packed import use_attention
 from trainer.models.padded import Unpacked
@@ -49,17 +48,16 @@ class Decoding:
         return GenerationConfig(max_new_tokens=self.longest, **ids, **never, **{"do_sample": False, **self.options})
 
 
-class WritingModule(Headed):
+class WritingModule(VocabularyModule):
     """forward(batch) → {term: sum over targets}; in evaluation mode with `decoding` also `written`: ids `[documents, longest]`, and
     without it `rows`, zeros for each document.
 
-    notice: a line for people on how documents are kept apart. regularized: in training the sums for label smoothing and z-loss are
-    wanted too.
+    notice: a line for people on how documents are kept apart.
     """
 
     def __init__(self, model: PreTrainedModel, vocabulary_size: int, regularized: bool, term: str, decoding: Decoding | None):
-        super().__init__()
-        self.vocabulary_size, self.regularized, self.term, self.decoding = vocabulary_size, regularized, term, decoding
+        super().__init__(vocabulary_size, regularized)
+        self.term, self.decoding = term, decoding
         self.layout, self.notice = self.layout_of(model)
         self.model = model
 
@@ -71,15 +69,13 @@ class WritingModule(Headed):
         """Ids `[documents, longest]` of what the model writes for each document, from the first one that is its own."""
         raise NotImplementedError
 
-    def sums(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        targets = batch.inputs[f"{self.term}_targets"]
-        sums = vocabulary_sums(self.term, heads[self.term], targets, self.vocabulary_size, self.regularized and self.training)
+    def more(self, heads: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         if self.training:
-            return sums
+            return {}
         if self.decoding is None:
-            return sums | {"rows": targets.new_zeros(len(batch.lengths))}
+            return {"rows": torch.zeros(len(batch.lengths), dtype=torch.int64, device=batch.inputs["input_ids"].device)}
         with self._attending():
-            return sums | {"written": self.written(batch, self.decoding.settings(self.model, self.vocabulary_size))}
+            return {"written": self.written(batch, self.decoding.settings(self.model, self.vocabulary_size))}
 
     def generated(self, settings: GenerationConfig, **inputs: Tensor) -> Tensor:
         """What transformers writes."""

@@ -23,6 +23,8 @@ class OnDevice(torch.optim.Optimizer):
     # Set for the time of a step, as torch's gradient scaler does.
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
+    # This one of so many ranks that all hold the same: they may share out what an update computes. Set by a strategy.
+    rank, ranks = 0, 1
 
     def __init__(self, groups: Iterable[Group]):
         super().__init__(list(groups), {})

@@ -93,6 +93,11 @@ class Unproven:
 
 
 UNPROVEN: tuple[Unproven, ...] = (
+    Unproven(
+        ("single", "ddp", *_CUT),
+        "precision=fp8",
+        "no GPU has run it; on CPUs, which round to the same 8 bits, its curve is near that of bf16",
+    ),
     Unproven(("single", "ddp"), "adapter=qlora", "no GPU has run it; on CPUs it is tested, where it is slow"),
     Unproven(("fsdp", "hsdp"), "strategy.cpu_offload=true", "no GPU has run it; on CPUs it is tested, where it changes nothing"),
     Unproven(

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.checkpoint.boxes import Box, rows_of
+from trainer.optimizers.on_device import OnDevice
+from trainer.strategies.rounded import in_bfloat16
 from trainer.strategies.torch_driven import Called, TorchPlacement
 
 if TYPE_CHECKING:
@@ -33,9 +35,21 @@ class Replicated(TorchPlacement):
 class Averaged(Replicated):
     """Replicas whose gradients DistributedDataParallel averages."""
 
-    def __init__(self, wrapped: nn.Module, task_module: nn.Module, optimizer: torch.optim.Optimizer, autocast: str | None, world: World):
+    def __init__(
+        self,
+        wrapped: nn.Module,
+        task_module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        autocast: str | None,
+        world: World,
+        reduce_dtype: str = "float32",
+    ):
         assert isinstance(wrapped, DistributedDataParallel), f"Accelerate wrapped nothing: {type(wrapped).__name__}"
-        self.ddp = wrapped
+        self.ddp, self.reduce_dtype = wrapped, reduce_dtype
+        if reduce_dtype == "bfloat16":
+            wrapped.register_comm_hook(None, in_bfloat16)
+        if isinstance(optimizer, OnDevice):
+            optimizer.rank, optimizer.ranks = world.rank, world.size
         # Which micro-batch is the last is known at its backward, but DDP decides at a forward whether the next backward reduces. So
         # every forward runs without, and `accumulate` arms the reducer as a synchronising forward would have.
         super().__init__(Called(wrapped, world.device, autocast, around=wrapped.no_sync), task_module, optimizer, world)
@@ -46,3 +60,9 @@ class Averaged(Replicated):
             self.ddp.reducer.prepare_for_backward([])
         # DDP averages over the ranks; a rank's loss is its share of a sum.
         self.scaled(loss * self.data_size).backward()
+
+    def reductions(self) -> set[torch.dtype]:
+        return {getattr(torch, self.reduce_dtype)}
+
+    def asked(self) -> dict[str, str]:
+        return {"reduction": self.reduce_dtype}
