@@ -118,6 +118,8 @@ def test_the_exit_code_of_compare_is_that_of_a_regression(tmp_path: Path, capsys
     assert "slower, a regression" in told and "1 of 1 cells slower by more than 3%" in told
     assert main(["bench", "compare", str(tmp_path / "b"), str(tmp_path / "a")]) == 0
     assert main(["bench", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "threshold=0.3"]) == 0
+    assert main(["bench", "compare", str(tmp_path / "a"), str(tmp_path / "b"), "figure=mfy"]) == 1
+    assert "did you mean 'mfu'" in capsys.readouterr().err
     for words, problem in (([str(tmp_path / "a")], "name two benches"), ([str(tmp_path), str(tmp_path / "a")], "no results of a bench")):
         assert main(["bench", "compare", *words]) == 1
         assert problem in capsys.readouterr().err

@@ -184,7 +184,7 @@ def _name(cells: list[Cell], folder: Path) -> None:
     """Label every cell by what sets it apart, and give it a run directory."""
     keys = varying(cells) or ["model"]
     for cell in cells:
-        cell.label = " ".join(_told(key, cell.settings.get(key, UNKNOWN)) for key in keys)
+        cell.label = " ".join(_told(key, value) for key in keys if (value := cell.settings.get(key, UNKNOWN)) != UNKNOWN)
         if cell.config is not None:
             # A name is a folder's: of a value with other characters only those that a name may have.
             name = re.sub(r"[, ]+", "-", cell.folder)

@@ -23,7 +23,10 @@ HOW = (
 
 
 class Traffic:
-    """A trace of this rank's steps, read for collectives. A world of one has none."""
+    """A trace of this rank's steps, read for collectives. A world of one has none.
+
+    A collective that waits for a slower rank runs meanwhile: what ranks lose to each other is in its time.
+    """
 
     def __init__(self, world: World):
         self.world = world
@@ -69,7 +72,7 @@ class Traffic:
             if _TALK.match(name):
                 # What stands on the device's line beside the kernels marks the same time once more.
                 talk.append(interval)
-            elif on_device or _COMPUTE.match(name):
+            elif _COMPUTE.match(name) or (on_device and not event.is_user_annotation()):
                 compute.append(interval)
         return talk, compute
 

@@ -13,8 +13,8 @@ from enum import Enum
 
 from trainer.bench.cells import BASIC, Cell
 from trainer.bench.conditions import differences
-from trainer.bench.results import RATE, Results, values
-from trainer.choices import ConfigError
+from trainer.bench.results import FIGURES, RATE, Results, values
+from trainer.choices import ConfigError, nearest
 
 CONFIDENCE = 0.95
 THRESHOLD = 0.03
@@ -83,6 +83,7 @@ class Comparison:
     first: Results
     second: Results
     threshold: float
+    figure: str = RATE
     pairs: list[Pair] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -92,28 +93,30 @@ class Comparison:
         return [pair for pair in self.pairs if pair.regression]
 
 
-def compare(first: Results, second: Results, threshold: float = THRESHOLD) -> Comparison:
-    """Match cells and compare them. Raises ConfigError where no cell is in both, or for a threshold that is no share."""
+def compare(first: Results, second: Results, threshold: float = THRESHOLD, figure: str = RATE) -> Comparison:
+    """Match cells and compare them. Raises ConfigError where no cell is in both, for a threshold that is no share, or another figure."""
+    if figure not in FIGURES:
+        raise ConfigError(f"figure: {figure}; allowed: {', '.join(FIGURES)}{nearest(figure, FIGURES)}")
     if not 0 <= threshold < 1:
         raise ConfigError(f"threshold: {threshold}; allowed: a share from 0 to below 1, e.g. threshold=0.03")
-    both, alone = _matched(first, second)
+    both, alone = _matched(first, second, figure)
     if not both:
         raise ConfigError(f"{first.name} and {second.name} have no cell in common; {'; '.join(alone)}")
-    found = Comparison(first, second, threshold, alone=alone, warnings=_warnings(first, second, both))
+    found = Comparison(first, second, threshold, figure, alone=alone, warnings=_warnings(first, second, both))
     confidence = 1 - (1 - CONFIDENCE) / len(both)
     for one, other in both:
-        ratio = ratio_of(values(one, RATE), values(other, RATE), confidence)
+        ratio = ratio_of(values(one, figure), values(other, figure), confidence)
         worse = ratio.verdict is Verdict.slower and ratio.ratio < 1 - threshold
         found.pairs.append(Pair(other.label, one, other, ratio, worse))
     return found
 
 
-def _matched(first: Results, second: Results) -> tuple[list[tuple[Cell, Cell]], list[str]]:
+def _matched(first: Results, second: Results, figure: str) -> tuple[list[tuple[Cell, Cell]], list[str]]:
     """Cells by their settings; what is common to all cells of a bench counts too, for another may vary it."""
     apart = _varying_in_both(first, second)
-    known = {_key(cell, apart): cell for cell in first.measured}
+    known = {_key(cell, apart): cell for cell in first.cells if values(cell, figure)}
     both, alone = [], []
-    for cell in second.measured:
+    for cell in (cell for cell in second.cells if values(cell, figure)):
         if (other := known.pop(_key(cell, apart), None)) is not None:
             both.append((other, cell))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def opened(request: Request) -> Results:
     """
     kinds = {cell.config.launcher.resources(cell.config)[1] for cell in request.cells if cell.config is not None}
     now = conditions("cuda" if "cuda" in kinds else "cpu")
-    command = " ".join(["trainer", *redacted_words(sys.argv[1:])])
+    command = shlex.join(["trainer", *redacted_words(sys.argv[1:])])
     fresh = Results(f"bench-{request.name}", command, request.plan, now, request.cells)
     path = request.folder / RESULTS
     if not path.exists():

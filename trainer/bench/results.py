@@ -17,6 +17,8 @@ RESULTS = "results.json"
 VERSION = 1
 # By this cells are ranked and compared: real tokens, or, of what has none, rows.
 RATE = "tokens_per_second"
+# What can be compared instead: of all of them more is better. CPU seconds are of all threads of all ranks; others' load is not in them.
+FIGURES = (RATE, "padded_per_second", "samples_per_second", "mfu", "tokens_per_joule", "tokens_per_cpu_second")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def gathered(ranks: list[dict[str, Any]], sequence_length: int) -> dict[str, Any
     first, count = ranks[0], len(ranks)
     steps = len(first["step_seconds"])
     seconds = max(rank["seconds"] for rank in ranks)
+    cpu = sum(rank["cpu_seconds"] for rank in ranks)
     flops, energy = (_sum(ranks, key) for key in ("flops", "energy_joules"))
     repeat: dict[str, Any] = {
         "seconds": seconds,
@@ -134,7 +137,9 @@ def gathered(ranks: list[dict[str, Any]], sequence_length: int) -> dict[str, Any
         "step_milliseconds": 1000 * seconds / steps,
         "clock": "device events" if first["device"] == "cuda" else "host",
         "host_seconds": max(rank["host_seconds"] for rank in ranks),
-        "cpu_seconds": sum(rank["cpu_seconds"] for rank in ranks),
+        "cpu_seconds": cpu,
+        "cpu_milliseconds": 1000 * cpu / steps,
+        "tokens_per_cpu_second": first["tokens"] / cpu if cpu else None,
         "tokens": first["tokens"],
         "samples": first["samples"],
         RATE: first["tokens"] / seconds,

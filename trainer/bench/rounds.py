@@ -10,6 +10,8 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,15 +37,31 @@ Say = Callable[[str], None]
 def measure(results: Results, folder: Path, say: Say) -> bool:
     """Measure what is missing. False: it was interrupted, and what is there stands."""
     try:
-        for cell in _open(results):
-            _ready(cell, folder, say)
-            results.write(folder)
-        _rounds(results, folder, say)
+        with _interruptible():
+            for cell in _open(results):
+                _ready(cell, folder, say)
+                results.write(folder)
+            _rounds(results, folder, say)
     except KeyboardInterrupt:
         results.write(folder)
         return False
     results.write(folder)
     return True
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the bench in order, also where it was started in the background, which ignores the former."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _open(results: Results) -> list[Cell]:

@@ -50,6 +50,7 @@ COLUMNS = (
     Column("padded/s", "padded_per_second", rate),
     Column("samples/s", "samples_per_second", lambda value: f"{value:,.1f}"),
     Column("ms a step", "step_milliseconds", _milliseconds),
+    Column("CPU ms", "cpu_milliseconds", _milliseconds),
     Column("MFU", "mfu", _share),
     Column("memory", "memory_bytes", size),
     Column("data wait", "data_wait", _share),
@@ -76,7 +77,14 @@ def text_of(cell: Cell, column: Column) -> str:
 def used(cells: Sequence[Cell]) -> list[Column]:
     """The columns that any cell has a figure for; a time that nobody took is none."""
     kept = [column for column in COLUMNS if any(values(cell, column.key) for cell in cells)]
-    return [column for column in kept if column.key != "compile_seconds" or any(any(values(cell, column.key)) for cell in cells)]
+    compiled = any(any(values(cell, "compile_seconds")) for cell in cells)
+    # What the host computes says little of a step that a GPU takes.
+    dropped = ("" if compiled else "compile_seconds", "cpu_milliseconds" if _on_gpu(cells) else "")
+    return [column for column in kept if column.key not in dropped]
+
+
+def _on_gpu(cells: Sequence[Cell]) -> bool:
+    return any(repeat["clock"] == "device events" for cell in cells for repeat in cell.repeats)
 
 
 def heads(results: Results) -> list[str]:
@@ -121,7 +129,8 @@ def notes(results: Results) -> list[str]:
     found = ["tokens: real ones; padded: rows × sequence_length, as loops that pad count"] if "padded_per_second" in keys else []
     found += [CONVENTION] if "mfu" in keys else []
     found += [HOW] if "communication_exposed" in keys else []
-    on_gpu = any(repeat["clock"] == "device events" for cell in results.measured for repeat in cell.repeats)
+    on_gpu = _on_gpu(results.measured)
+    found += ["CPU ms: CPU time a step of all threads of all ranks: the load of others is not in it"] if "cpu_milliseconds" in keys else []
     if "memory_bytes" in keys:
         found.append("memory: the most that tensors took on a device" if on_gpu else "memory: the most a process has held, code included")
     if "host_syncs_per_step" in keys:
@@ -182,7 +191,7 @@ def show_comparison(out: Console, found: Comparison) -> None:
     """Ratios, intervals, verdicts; what else differs first."""
     for warning in found.warnings:
         out.print(f"[yellow]differs:[/] {escape(warning)}", soft_wrap=True)
-    table = _table("cell")
+    table = _table(found.figure.replace("_", " "))
     for head in (found.first.name, found.second.name, "ratio", f"{CONFIDENCE:.0%} interval"):
         table.add_column(escape(head), justify="right", no_wrap=True)
     table.add_column("verdict")
@@ -197,14 +206,15 @@ def show_comparison(out: Console, found: Comparison) -> None:
 
 
 def comparison_rows(found: Comparison) -> list[list[str]]:
-    """Cell, rates of both, ratio, interval, verdict."""
+    """Cell, medians of both, ratio, interval, verdict."""
+    text = next((column.text for column in COLUMNS if column.key == found.figure), rate)
     rows = []
     for pair in found.pairs:
-        medians = [spread(values(cell, RATE)) for cell in (pair.first, pair.second)]
+        medians = [spread(values(cell, found.figure)) for cell in (pair.first, pair.second)]
         ratio = pair.ratio
         interval = f"{ratio.low:.3f} – {ratio.high:.3f}" if ratio.low is not None and ratio.high is not None else "–"
         told = f"{ratio.verdict.value}, a regression" if pair.regression else ratio.verdict.value
-        rows.append([pair.label, *(rate(each.median) if each else "" for each in medians), f"{ratio.ratio:.3f}", interval, told])
+        rows.append([pair.label, *(text(each.median) if each else "" for each in medians), f"{ratio.ratio:.3f}", interval, told])
     return rows
 
 

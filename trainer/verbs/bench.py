@@ -41,6 +41,9 @@ class CompareOptions:
     """What `bench compare A B` takes."""
 
     threshold: float = option(0.03, help="a cell that is slower by more than this share, beyond the noise, is a regression")
+    figure: str = option(
+        "tokens_per_second", help="what is compared; also samples_per_second, mfu, tokens_per_joule, tokens_per_cpu_second"
+    )
 
 
 def run(words: list[str]) -> int:
@@ -120,7 +123,7 @@ def _compare(words: list[str]) -> int:
     from trainer.catalogue.tables import console
 
     first, second = (_named(load(Path(name)), name) for name in names)
-    found = compare(first, second, options.threshold)
+    found = compare(first, second, options.threshold, options.figure)
     show_comparison(console(), found)
     return int(bool(found.regressions))
 
