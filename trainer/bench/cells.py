@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -98,8 +98,7 @@ def cells_of(overrides: Sequence[str], plan: Plan, folder: Path) -> list[Cell]:
         raise ConfigError("launcher.processes: in a bench these are processes=1,2,…")
     found: dict[tuple[tuple[str, str], ...], Cell] = {}
     for job in sweep(list(overrides)):
-        for count in plan.processes or (None,):
-            cell = _cell(job, count, plan)
+        for cell in _cells(job, plan):
             found.setdefault(tuple(cell.settings.items()), cell)
     cells = list(found.values())
     if all(cell.state is State.refused for cell in cells):
@@ -108,27 +107,47 @@ def cells_of(overrides: Sequence[str], plan: Plan, folder: Path) -> list[Cell]:
     return cells
 
 
-def _cell(job: list[str], count: int | None, plan: Plan) -> Cell:
+def _cells(job: list[str], plan: Plan) -> Iterator[Cell]:
+    """The cells of one combination of words: one for each number of processes."""
     words = [word for word in job if word.split("=")[0] not in _PLACES]
     values = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
-    others = {key: value for key, value in values.items() if key not in BASIC and key.split(".")[0] != "tracking"}
-    settings = {key: values.get(key, UNKNOWN) for key in BASIC} | {"processes": str(count or UNKNOWN)} | others
+    settings = {key: values.get(key, UNKNOWN) for key in BASIC}
+    settings |= {key: value for key, value in values.items() if key not in BASIC and key.split(".")[0] != "tracking"}
+    counts: Sequence[int | None] = plan.processes or (None,)
     try:
-        tree = compose_tree([*words, f"steps={plan.budget}"])
-        if not {"task", "experiment"} & values.keys() and (task := _task(tree)) != tree.task.name:
-            tree = compose_tree([*words, f"task={task}", f"steps={plan.budget}"])
+        tree = _tree([*words, f"steps={plan.budget}"], bool({"task", "experiment"} & values.keys()))
         settings |= {key: values.get(key) or _chosen(tree, key) for key in BASIC if key != "processes"}
         config = _alone(to_config(tree))
-        if (wanted := config.strategy.processes or count) is not None:
-            config = dataclasses.replace(config, launcher=dataclasses.replace(config.launcher, processes=wanted))
-        world = config.launcher.ready(config)
-        if plan.scaling is Scaling.weak:
-            config = dataclasses.replace(config, global_batch=config.global_batch * world)
-        config.strategy.fits(world, world)
     except ConfigError as error:
-        return Cell(settings, words, state=State.refused, reason=str(error))
-    # What weak scaling makes of the global batch is said by processes.
-    return Cell(settings | {"processes": str(world)}, words, config=config, world=world)
+        for count in counts:
+            yield Cell(settings | {"processes": str(count or UNKNOWN)}, words, state=State.refused, reason=str(error))
+        return
+    for count in counts:
+        try:
+            placed = _placed(config, config.strategy.processes or count, plan.scaling)
+        except ConfigError as error:
+            yield Cell(settings | {"processes": str(count or UNKNOWN)}, words, state=State.refused, reason=str(error))
+            continue
+        world = placed.launcher.ready(placed)
+        # What weak scaling makes of the global batch is said by processes.
+        yield Cell(settings | {"processes": str(world)}, words, config=placed, world=world)
+
+
+def _placed(config: Config, processes: int | None, scaling: Scaling) -> Config:
+    """The configuration on so many processes; None: as many as its launcher chooses. Raises ConfigError where they cannot be."""
+    if processes is not None:
+        config = dataclasses.replace(config, launcher=dataclasses.replace(config.launcher, processes=processes))
+    world = config.launcher.ready(config)
+    config.strategy.fits(world, world)
+    return dataclasses.replace(config, global_batch=config.global_batch * world) if scaling is Scaling.weak else config
+
+
+def _tree(words: list[str], has_task: bool) -> DictConfig:
+    """The composition, with the model's own task where the words name none."""
+    tree = compose_tree(words)
+    if has_task or (task := _task(tree)) == tree.task.name:
+        return tree
+    return compose_tree([*words, f"task={task}"])
 
 
 def _task(tree: DictConfig) -> str:

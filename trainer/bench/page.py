@@ -186,4 +186,5 @@ def mirror(results: Results, request: Request) -> None:
         medians = {column.key: found.median for column in tables.COLUMNS if (found := spread(values(cell, column.key)))}
         mirrored.log(number, medians)
         summary |= {f"{cell.label}/{key}": value for key, value in medians.items()}
-    mirrored.finish(summary)
+    # No run waits for it: there is time.
+    mirrored.finish(summary, seconds=60.0)
