@@ -64,11 +64,12 @@ def test_words_become_cells_and_what_cannot_be_says_why(tmp_path: Path) -> None:
     cells = cells_of(words, Plan(processes=(1, 2), scaling=Scaling.weak), tmp_path)
     # Single is one process, whatever is asked for.
     assert [cell.label for cell in cells if cell.state is State.pending] == [
-        "gpt2_tiny clm single processes=1",
-        "bert_tiny mlm_nsp single processes=1",
+        "gpt2_tiny single processes=1",
+        "bert_tiny single processes=1",
     ]
     refused = [cell for cell in cells if cell.state is State.refused]
     assert len(refused) == 4 and all("Muon orthogonalizes whole matrices" in cell.reason for cell in refused)
+    assert [cell.settings["task"] for cell in cells] == ["clm"] * 3 + ["mlm_nsp"] * 3
     assert "model" in varying(cells) and common(cells)["optim"] == "muon" and common(cells)["sequence_length"] == "64"
     assert cells[0].config is not None and cells[0].config.steps == Plan().budget
 
