@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.loops import GPT, write_texts
 from trainer.bench.cells import Cell, Plan, Scaling, State, cells_of, common, varying
 from trainer.bench.communication import length, union, without
 from trainer.bench.results import gathered, spread
-from trainer.bench.rounds import _ready
+from trainer.bench.rounds import _is_memory
 from trainer.choices import ConfigError
 from trainer.micro_batch import sizes
 
@@ -92,14 +91,20 @@ def test_what_nothing_can_be_measured_of_is_an_error(words: list[str], told: str
         cells_of(words, Plan(), tmp_path)
 
 
-def test_a_cell_that_has_no_memory_is_a_result(tmp_path: Path) -> None:
-    write_texts(tmp_path)
-    words = ["data=text", f"data.path={tmp_path}/*.txt", "tokenizer.vocab_size=300", "sequence_length=32", "strategy=single", *GPT[:1]]
-    (cell,) = cells_of([*words, "model.hidden=800000", "model.heads=2"], Plan(), tmp_path / "bench")
-    told: list[str] = []
-    _ready(cell, tmp_path, told.append)
-    assert cell.state is State.no_memory, cell.reason
-    assert "allocate" in cell.reason and told
+@pytest.mark.parametrize(
+    ("reason", "memory"),
+    [
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        (
+            "RuntimeError: [enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+            True,
+        ),
+        ("killed by SIGKILL; the kernel does that when memory runs out", True),
+        ("ValueError: 3", False),
+    ],
+)
+def test_what_has_no_memory_is_told_from_what_fails(reason: str, memory: bool) -> None:
+    assert _is_memory(reason) == memory
 
 
 def test_folders_of_cells_are_names_of_runs(tmp_path: Path) -> None:
