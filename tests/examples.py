@@ -18,6 +18,7 @@ from typing import Any
 from tests.documents import Example, trainer_words
 
 INSIDE = ("launcher=inside", "strategy=single", "device=cpu", "tracking.wandb=off", "micro_batch=4", "log_every=1")
+_LAUNCHED = ("launcher=inside", "strategy=single")
 
 
 def adjusted(words: list[str], extra: list[str]) -> list[str]:
@@ -35,7 +36,10 @@ def run_shell(example: Example, extra: list[str]) -> None:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # this process's is for the answers
             continue
         composes = words[0] == "train" and not {"--help", "--cfg"} & set(words)
-        code = main(adjusted(words, extra) if composes else words)
+        # A bench starts processes of its own, whatever launcher there is.
+        measures = words[0] == "bench" and words[1:2] != ["compare"]
+        given = extra if composes else [word for word in extra if word not in _LAUNCHED] if measures else []
+        code = main(adjusted(words, given))
         assert code == 0, f"exit code {code}: {' '.join(command)}"
 
 

@@ -66,6 +66,9 @@ def test_a_command_is_accepted(example: Example, words: list[str], folder: Path,
     if verb == "runs":
         accepted_by_runs(rest)
         return
+    if verb == "bench" and not printed:
+        accepted_by_bench(rest)
+        return
     if verb in TRIALS and not printed:
         own, rest = options.taken(rest, module.Options)
         assert options.parse(own, module.Options, verb) and trial(rest, verb, steps=1)
@@ -77,6 +80,22 @@ def test_a_command_is_accepted(example: Example, words: list[str], folder: Path,
     assert (configs is None) if printed else configs
     if configs and "-m" in rest:
         assert len({config.output_dir for config in configs}) == len(configs) > 1
+
+
+def accepted_by_bench(words: list[str]) -> None:
+    """Its own options, then the words of runs: every combination is one that there can be."""
+    from trainer.bench.cells import State
+    from trainer.bench.opening import requested
+    from trainer.verbs import bench
+
+    if words[:1] == ["compare"]:
+        assert bench.two(words[1:])
+        return
+    own, rest = options.taken(words, bench.Options)
+    given = options.parse(own, bench.Options, "bench")
+    assert given is not None
+    request = requested(rest, bench.plan_of(given))
+    assert not [cell.reason for cell in request.cells if cell.state is State.refused]
 
 
 def accepted_by_runs(words: list[str]) -> None:

@@ -5,7 +5,9 @@ python -m trainer.micro_batch RUN_DIR ROWS      prints one JSON line
 
 from __future__ import annotations
 
+import functools
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -44,11 +46,17 @@ def resolve(config: Config, run: RunDir, world_size: int) -> int:
     if trial.returncode == _REFUSED:
         raise ConfigError(trial.stderr.strip().splitlines()[-1])
     lines = trial.stdout.strip().splitlines()
-    if trial.returncode != 0 or not lines:
+    # Killed for memory, it has told the best so far: what was too much is what killed it.
+    if trial.returncode not in (0, -signal.SIGKILL) or not lines:
         raise ConfigError(
             f"micro_batch=auto: the trial failed; set micro_batch=1 or more yourself. It said:\n{trial.stderr.strip()[-2000:]}"
         )
     return int(json.loads(lines[-1])["micro_batch"])
+
+
+def sizes(rows: int) -> list[int]:
+    """What is tried: powers of two up to a rank's share of the global batch, and that share itself."""
+    return [*(2**power for power in range(rows.bit_length()) if 2**power < rows), rows]
 
 
 def _of_all(config: Config, rows: int, world_size: int) -> int:
@@ -64,10 +72,11 @@ def _of_all(config: Config, rows: int, world_size: int) -> int:
     return config.micro_batch
 
 
-def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
+def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] = lambda size: None) -> dict[str, int]:
     """Double the micro-batch while it pays and fits: forward and backward of the table's first rows, on one device.
 
-    A strategy that shards has more room than this trial sees, so what fits here fits there.
+    found: told of each better one; a process without memory may be killed before it can answer. A strategy that shards has more room than
+    this trial sees, so what fits here fits there.
     """
     import torch
 
@@ -95,8 +104,8 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     config.precision.prepare(begun.module)
     placement = Single().place(begun.module, begun.weights, config.adapter.watched(config.optim.build), config, world)
     split = corpus.split("train")
-    best, best_rate, size = 0, 0.0, 1
-    while size <= rows:
+    best, best_rate = 0, 0.0
+    for size in sizes(rows):
         order = Order(0, len(split.rows), shuffle=False)
         loader = Loader(config.task, split, order, Batches(size, size), size, teacher=config.teacher)
         try:
@@ -109,15 +118,26 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
 
             once()
             seconds = min(_timed(once, device) for _ in range(3))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             break
         rate = size / seconds
         if best and (rate < _GAIN * best_rate or not _fits(device)):
             break
-        best, best_rate, size = size, rate, size * 2
+        best, best_rate = size, rate
+        found(best)
     if not best and config.strategy.name not in ("fsdp", "hsdp"):
         raise ConfigError("micro_batch=auto: not even one row fits on the device; use a smaller model or sequence_length, or strategy=fsdp")
     return {"micro_batch": max(1, best)}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no more memory: PyTorch's on a GPU, its allocator's on a CPU, cuBLAS's for its workspace."""
+    import torch
+
+    told = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
 
 
 def _timed(once: Callable[[], None], device: torch.device) -> float:
@@ -145,7 +165,9 @@ def _fits(device: torch.device) -> bool:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(trial(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+        told = functools.partial(print, flush=True)
+        best = trial(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), lambda size: told(json.dumps({"micro_batch": size})))
+        told(json.dumps(best))
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(_REFUSED)

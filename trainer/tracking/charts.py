@@ -6,14 +6,14 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.tracking.figures import is_figure, size
 
 # What matplotlib draws with → the page's colour of that name. The values stand for themselves nowhere else.
-_COLOURS = {
+COLOURS = {
     "ink": "#010203",
     "muted": "#020304",
     "grid": "#030405",
@@ -61,50 +61,55 @@ class Chart:
 
 def svg(chart: Chart) -> str:
     """The picture as an SVG element, its colours given by the page's custom properties (`--ink`, `--first` …)."""
+    return picture(chart.title, lambda axes: _draw(chart, axes))
+
+
+def picture(title: str, draw: Callable[[Any], None], inches: tuple[float, float] = (5.6, 2.7)) -> str:
+    """What `draw` draws on matplotlib's axes, in COLOURS, as such an element."""
     import matplotlib
 
     options: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": chart.title,
+        "svg.hashsalt": title,
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.spines.left": False,
-        "axes.edgecolor": _COLOURS["grid"],
-        "axes.labelcolor": _COLOURS["muted"],
-        "text.color": _COLOURS["ink"],
-        "xtick.color": _COLOURS["muted"],
-        "ytick.color": _COLOURS["muted"],
+        "axes.edgecolor": COLOURS["grid"],
+        "axes.labelcolor": COLOURS["muted"],
+        "text.color": COLOURS["ink"],
+        "xtick.color": COLOURS["muted"],
+        "ytick.color": COLOURS["muted"],
         "ytick.major.size": 0,
         "xtick.major.size": 3,
         "xtick.minor.size": 0,
         "ytick.minor.size": 0,
-        "grid.color": _COLOURS["grid"],
+        "grid.color": COLOURS["grid"],
         "grid.linewidth": 0.7,
         "axes.axisbelow": True,
         "legend.frameon": False,
-        "legend.labelcolor": _COLOURS["muted"],
+        "legend.labelcolor": COLOURS["muted"],
         "path.simplify": True,
     }
     with matplotlib.rc_context(options):
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(5.6, 2.7), layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         axes = figure.add_subplot()
-        _draw(chart, axes)
+        draw(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _themed(buffer.getvalue(), chart.title)
+    return _themed(buffer.getvalue(), title)
 
 
 def _draw(chart: Chart, axes: Any) -> None:
     for mark in chart.marks:
-        axes.axvline(mark, color=_COLOURS["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.axvline(mark, color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
     for curve in chart.curves:
         axes.plot(
             curve.steps,
             curve.values,
-            color=_COLOURS[curve.colour],
+            color=COLOURS[curve.colour],
             linewidth=1 if curve.faint else 1.8,
             alpha=0.35 if curve.faint else 1,
             label=None if curve.faint else curve.label,
@@ -133,11 +138,11 @@ def _draw(chart: Chart, axes: Any) -> None:
     elif chart.unit == "share":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     for label, level in chart.levels.items():
-        axes.axhline(level, color=_COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
         # The names of two that are close to each other stand apart.
         above = level == max(chart.levels.values())
         axes.annotate(label, (1, level), xycoords=("axes fraction", "data"), xytext=(0, 3 if above else -3), textcoords="offset points",
-                      ha="right", va="bottom" if above else "top", color=_COLOURS["muted"], fontsize=8)  # fmt: skip
+                      ha="right", va="bottom" if above else "top", color=COLOURS["muted"], fontsize=8)  # fmt: skip
     if sum(not curve.faint for curve in chart.curves) > 1:
         axes.legend(loc="best", fontsize=9, handlelength=1.4, borderaxespad=0.2)
 
@@ -177,7 +182,7 @@ def smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
 
 def _themed(text: str, title: str) -> str:
     text = text[text.index("<svg") :]
-    for name, value in _COLOURS.items():
+    for name, value in COLOURS.items():
         text = text.replace(value, f"var(--{name})")
     # Fonts are the page's, sizes stay; and identifiers nobody refers to would repeat in every picture.
     text = re.sub(r"font-family: [^;\"]+;? ?", "", text)

@@ -1,6 +1,6 @@
 """The pages that we write: HTML and its style, without a script and without anything from elsewhere."""
 
-_HEAD = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -96,7 +96,7 @@ footer { margin-top: 44px; color: var(--muted); font-size: 12.5px; }
 
 # The report of a run.
 TEMPLATE = (
-    _HEAD
+    HEAD
     + """<body>
 <main>
 <header>
@@ -206,7 +206,7 @@ open a trace at chrome://tracing or ui.perfetto.dev.</p></div>
 
 # Two runs beside each other.
 COMPARISON = (
-    _HEAD
+    HEAD
     + """<body>
 <main>
 <header><h1>{{ name }}</h1><p>{{ told }}</p></header>
