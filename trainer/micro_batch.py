@@ -71,12 +71,14 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
     """
     import torch
 
+    from trainer.compiling import compiles
     from trainer.data.batches import Batches
     from trainer.data.corpus import open_corpus
     from trainer.data.loading import Loader
     from trainer.data.order import Order
     from trainer.distributed import World
     from trainer.initial import start
+    from trainer.models.compiled import compile_blocks
     from trainer.models.recompute import recompute_blocks
     from trainer.strategies.single import Single
     from trainer.trainer import objective
@@ -89,6 +91,8 @@ def trial(path: Path, rows: int, world_size: int) -> dict[str, int]:
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     begun = start(config, corpus, world)
+    if compiles(config, device.type):
+        compile_blocks(begun.module, config.compile)
     recompute_blocks(begun.module, config.recompute)
     placement = Single().place(begun.module, begun.weights, config.adapter.watched(config.optim.build), config, world)
     split = corpus.split("train")
