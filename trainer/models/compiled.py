@@ -109,8 +109,9 @@ class Compiler:
         # A code of its own: the compiler keeps graphs by code, looks through all of one, and gives up where there are too many.
         name = f"{cls.__name__}_{way}"
         own = FunctionType(_run.__code__.replace(co_name=name, co_qualname=name), globals(), name)
-        mode = {"mode": self.options.mode} if self.options.mode != "default" else {}
-        found: Run = torch.compile(own, backend=self.options.backend, dynamic=dynamic, **mode)
+        # Other backends take no mode.
+        mode = self.options.mode if self.options.mode != "default" else None
+        found: Run = torch.compile(own, backend=self.options.backend, dynamic=dynamic, mode=mode)
         return found
 
     @staticmethod
@@ -135,4 +136,4 @@ class Compiler:
         if self.warned or late <= _LATE:
             return None
         self.warned = True
-        return f"{late} graphs were compiled after the first step, which takes time each; TORCH_LOGS=recompiles says why, compile.blocks=false leaves it"
+        return f"{late} graphs were compiled after the first step; TORCH_LOGS=recompiles says why, compile.blocks=false trains without"

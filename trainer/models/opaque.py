@@ -103,11 +103,11 @@ def _backward(
             **_limits(causal, window, scaling),
         )  # fmt: skip
         return [one.transpose(0, 1).unsqueeze(0).contiguous() for one in found]
-    inputs = [one.detach().requires_grad_() for one in (query, key, value)]
+    query, key, value = inputs = [one.detach().requires_grad_() for one in (query, key, value)]
     with torch.random.fork_rng([query.device] if query.is_cuda else [], enabled=dropout > 0), _recorded():
         if dropout:
             torch.cuda.set_rng_state(begun, query.device) if query.is_cuda else torch.set_rng_state(begun)
-        again = attention(*inputs, lengths, causal, window, dropout, scaling, None)
+        again = attention(query, key, value, lengths, causal, window, dropout, scaling, None)
         return [one.contiguous() for one in torch.autograd.grad(again, inputs, gradient)]
 
 

@@ -98,7 +98,7 @@ def attention(
     scaling: float | None,
     front: Tensor | None,
 ) -> Tensor:
-    """The same, of as many heads of keys as of queries. front: this layer's keys and values before each document, `[2, heads, count, head]`."""
+    """The same, of as many heads of keys as of queries. front: before each document, of this layer, `[2, heads, count, head]`."""
     if sum(lengths) != query.shape[2] or key.shape[2] != query.shape[2]:
         raise ValueError(f"doc_lens sum to {sum(lengths)}, but the row has {query.shape[2]} queries and {key.shape[2]} keys")
     count = 0 if front is None else front.shape[2]

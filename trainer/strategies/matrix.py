@@ -74,7 +74,7 @@ REFUSALS: tuple[Refusal, ...] = (
         strategies=("zero3",),
         key="compile.blocks",
         value=True,
-        reason="DeepSpeed gathers and frees the parameters of every layer inside of a block, where a compiler would cut its graph each time",
+        reason="DeepSpeed gathers and frees the parameters of every layer inside of a block, where a compiler cuts its graph each time",
         mend="compile.blocks=false, or strategy=fsdp, which gathers them around a block",
     ),
     *(
