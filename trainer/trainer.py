@@ -99,8 +99,8 @@ class Training:
         self.counts = counts_of(module.model.parameters())  # type: ignore[union-attr]
         teacher = module.teacher.model if config.teacher.teaches else None  # type: ignore[union-attr]
         self.work = work_of(module.model, list(self.task.terms), teacher)  # type: ignore[arg-type]
-        row = self.micro_batch * config.sequence_length
-        self.compiler = compile_blocks(module, config.compile, row) if compiles(config, world.device.type) else None
+        full = (config.sequence_length,) * self.micro_batch
+        self.compiler = compile_blocks(module, config.compile, full) if compiles(config, world.device.type) else None
         recompute_blocks(module, config.recompute)
         self.placement = config.strategy.place(module, begun.weights, config.adapter.watched(config.optim.build), config, world)
         module.train()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainer.data.cache import cache_root
 from trainer.models.blocks import blocks
 from trainer.models.opaque import numbered
-from trainer.models.packed import is_watched
+from trainer.models.packed import Numbered, is_watched
 
 if TYPE_CHECKING:
     from trainer.compiling import Compile
@@ -31,10 +31,11 @@ _LATE = 4
 Run = Callable[..., Any]
 
 
-def compile_blocks(module: nn.Module, options: Compile, row: int | None = None) -> Compiler:
-    """Have the blocks of a task's module compiled, and those of its teacher. row: tokens of most micro-batches, if it is known.
+def compile_blocks(module: nn.Module, options: Compile, full: tuple[int, ...] = ()) -> Compiler:
+    """Have the blocks of a task's module compiled, and those of its teacher. full: lengths of the rows of a full micro-batch.
 
-    A batch of `row` tokens has a graph of its own, which knows its size; all others share one for any size.
+    A batch of as many tokens has a graph that knows its size, and another where its documents are those rows, as no document is cut out
+    of a row then; all other batches share one for any size.
     """
     # Before the compiler is imported. Ranks share it: what is in it is found by content, written aside and renamed.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
@@ -42,19 +43,24 @@ def compile_blocks(module: nn.Module, options: Compile, row: int | None = None) 
     taught = {id(block) for block in blocks(getattr(module, "teacher", nn.Module()))}
     for block in blocks(module):
         # A teacher is in evaluation mode while it is learned of.
-        kind = compiler.kind(type(block), row, always=id(block) in taught)
+        kind = compiler.kind(type(block), full, always=id(block) in taught)
         block.forward = functools.partial(_forward, block, block.forward, kind)  # type: ignore[method-assign]
     return compiler
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of blocks, compiled. steady: for micro-batches of `row` tokens; ragged: for all others."""
+    """A class of blocks, compiled. steady: for micro-batches of as many tokens as full ones have; ragged: for all others."""
 
     steady: Run
     ragged: Run
-    row: int | None
+    full: tuple[int, ...]
     always: bool
+
+    @functools.cached_property
+    def tokens(self) -> int:
+        """Of a full micro-batch."""
+        return sum(self.full)
 
 
 def _forward(block: nn.Module, eager: Run, kind: Kind, hidden: Tensor, *inputs: Any, **named: Any) -> Any:
@@ -62,8 +68,9 @@ def _forward(block: nn.Module, eager: Run, kind: Kind, hidden: Tensor, *inputs: 
     # A prefix differs from block to block by its index, which would make a graph of each.
     if lengths is None or not (block.training or kind.always) or "prefix" in named or is_watched():
         return eager(hidden, *inputs, **named)
-    run = kind.steady if hidden.shape[1] == kind.row else kind.ragged
-    return run(block, hidden, *inputs, **named | {"doc_lens": numbered(lengths)})
+    run = kind.steady if hidden.shape[1] == kind.tokens else kind.ragged
+    documents = Numbered(numbered(lengths), lengths[0] if lengths == kind.full else None)
+    return run(block, hidden, *inputs, **named | {"doc_lens": documents})
 
 
 def _run(block: nn.Module, *inputs: Any, **named: Any) -> Any:
@@ -97,10 +104,10 @@ class Compiler:
     def _end(self, _: Any) -> None:
         self.seconds += time.perf_counter() - self._since
 
-    def kind(self, cls: type[nn.Module], row: int | None, always: bool) -> Kind:
+    def kind(self, cls: type[nn.Module], full: tuple[int, ...], always: bool) -> Kind:
         """The compiled forward of a class of blocks."""
         if (cls, always) not in self._kinds:
-            self._kinds[cls, always] = Kind(self._compiled(cls, "steady", False), self._compiled(cls, "ragged", True), row, always)
+            self._kinds[cls, always] = Kind(self._compiled(cls, "steady", False), self._compiled(cls, "ragged", True), full, always)
         return self._kinds[cls, always]
 
     def _compiled(self, cls: type[nn.Module], way: str, dynamic: bool) -> Run:

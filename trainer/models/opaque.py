@@ -61,7 +61,12 @@ def attend(
     lengths = _lengths[int(documents)]
     if _flashes(query, value):
         out, normalizers, begun = torch.ops.aten._flash_attention_forward(
-            *_rows(query, key, value), *_places(lengths, query.device), dropout, causal, False, **_limits(causal, window, scaling)
+            *_rows(query, key, value),
+            *_places(lengths, query.device),
+            dropout,
+            causal and window is None,
+            False,
+            **_limits(causal, window, scaling),
         )[:3]
         return out.unsqueeze(0), normalizers, begun
     begun = _state(query.device) if dropout else query.new_empty(0, dtype=torch.uint8, device="cpu")
@@ -99,8 +104,8 @@ def _backward(
     if _flashes(query, value):
         rows, unused = _rows(query, key, value), query.new_empty(0)
         found = torch.ops.aten._flash_attention_backward(
-            gradient[0].contiguous(), *rows, out[0], normalizers, *_places(lengths, query.device), dropout, causal, begun, unused,
-            **_limits(causal, window, scaling),
+            gradient[0].contiguous(), *rows, out[0], normalizers, *_places(lengths, query.device), dropout,
+            causal and window is None, begun, unused, **_limits(causal, window, scaling),
         )  # fmt: skip
         return [one.transpose(0, 1).unsqueeze(0).contiguous() for one in found]
     query, key, value = inputs = [one.detach().requires_grad_() for one in (query, key, value)]

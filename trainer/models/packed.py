@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,14 @@ class Seen:
     front: int = 0
 
 
+class Numbered(NamedTuple):
+    """Lengths of documents that no graph is to depend on: the number by which `trainer.models.opaque` has them. each: the length of all of
+    them, where a graph of its own knows it."""
+
+    number: Tensor
+    each: int | None = None
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -57,13 +65,13 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    doc_lens: Sequence[int] | Tensor | None = None,
+    doc_lens: Sequence[int] | Numbered | None = None,
     prefix: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Block-diagonal attention. query, key, value: `[1, heads, tokens, head]` → `[1, tokens, heads, head]`.
 
-    doc_lens: lengths of the documents, or in a compiled block the number by which `trainer.models.opaque` has them.
+    doc_lens: lengths of the documents, or what stands for them in a compiled block.
     sliding_window: tokens i and j of a document see each other where |i − j| is below it; in transformers this keyword means the same
     for causal and for two-sided layers, and None is a layer that sees all. prefix: keys and values of every layer, `[layers × 2, heads,
     count, head]`, that stand in front of each document. Raises ValueError for what a model asks for beyond that.
@@ -80,8 +88,10 @@ def packed_attention(
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         front = None if front is None else front.repeat_interleave(repeats, dim=1)
     causal, rate = bool(getattr(module, "is_causal", False)), dropout if module.training else 0.0
-    if isinstance(doc_lens, Tensor):
-        return torch.ops.shardloom.packed_attention(query, key, value, doc_lens, causal, sliding_window, rate, scaling)[0], None
+    if isinstance(doc_lens, Numbered):
+        if doc_lens.each is not None and not (sliding_window and sliding_window < doc_lens.each):
+            return _alike(query, key, value, query.shape[2] // doc_lens.each, doc_lens.each, Seen(causal), rate, scaling, front), None
+        return torch.ops.shardloom.packed_attention(query, key, value, doc_lens.number, causal, sliding_window, rate, scaling)[0], None
     for watch in _WATCHES:
         watch(query, key, value)
     return attention(query, key, value, tuple(doc_lens), causal, sliding_window, rate, scaling, front), None
@@ -105,8 +115,7 @@ def attention(
     window = sliding_window if sliding_window and sliding_window < max(lengths) + count else None
     seen = Seen(causal, window, count)
     if len(set(lengths)) == 1 and seen.window is None:
-        q, k, v = (_fold(tensor, len(lengths), lengths[0]) for tensor in (query, key, value))
-        return _unfold(_attend(q, k, v, seen, dropout, scaling, front))
+        return _alike(query, key, value, len(lengths), lengths[0], seen, dropout, scaling, front)
     sizes = query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
     fits = query.is_cuda and query.dtype in _VARLEN_DTYPES and dropout == 0.0 and sizes and front is None
     kernel = varlen_kernel(seen.window is not None) if fits else None
@@ -155,6 +164,22 @@ def _by_length(
         out = _attend(q, k, v, seen, dropout, scaling, front).transpose(1, 2)
         pieces.update(zip(members, out.unbind(0), strict=True))
     return torch.cat([pieces[index] for index in range(len(lengths))]).unsqueeze(0)
+
+
+def _alike(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: int,
+    length: int,
+    seen: Seen,
+    dropout: float,
+    scaling: float | None,
+    front: Tensor | None,
+) -> Tensor:
+    """Documents of one length, in one kernel call."""
+    q, k, v = (_fold(tensor, documents, length) for tensor in (query, key, value))
+    return _unfold(_attend(q, k, v, seen, dropout, scaling, front))
 
 
 def _fold(tensor: Tensor, documents: int, length: int) -> Tensor:
