@@ -68,7 +68,9 @@ def attend(
             False,
             **_limits(causal, window, scaling),
         )[:3]
-        return out.unsqueeze(0), normalizers, begun
+        # Without dropout it is of no use, and of a shape that torch does not promise.
+        begun = begun if dropout else torch.zeros(2, dtype=torch.uint64, device=query.device)
+        return out.unsqueeze(0).contiguous(), normalizers, begun
     begun = _state(query.device) if dropout else query.new_empty(0, dtype=torch.uint8, device="cpu")
     out = attention(query, key, value, lengths, causal, window, dropout, scaling, None)
     return out.contiguous(), query.new_empty(0, dtype=torch.float32), begun
@@ -102,23 +104,24 @@ def _backward(
     """Gradients of query, key and value."""
     lengths = _lengths[int(documents)]
     if _flashes(query, value):
-        rows, unused = _rows(query, key, value), query.new_empty(0)
+        rows, unused = _rows(query, key, value), torch.empty(0, device=query.device)
         found = torch.ops.aten._flash_attention_backward(
             gradient[0].contiguous(), *rows, out[0], normalizers, *_places(lengths, query.device), dropout,
             causal and window is None, begun, unused, **_limits(causal, window, scaling),
         )  # fmt: skip
-        return [one.transpose(0, 1).unsqueeze(0).contiguous() for one in found]
+        return [one.contiguous().transpose(0, 1).unsqueeze(0) for one in found]
     query, key, value = inputs = [one.detach().requires_grad_() for one in (query, key, value)]
     with torch.random.fork_rng([query.device] if query.is_cuda else [], enabled=dropout > 0), _recorded():
         if dropout:
             torch.cuda.set_rng_state(begun, query.device) if query.is_cuda else torch.set_rng_state(begun)
         again = attention(query, key, value, lengths, causal, window, dropout, scaling, None)
-        return [one.contiguous() for one in torch.autograd.grad(again, inputs, gradient)]
+        return [one.transpose(1, 2).contiguous().transpose(1, 2) for one in torch.autograd.grad(again, inputs, gradient)]
 
 
 @_backward.register_fake
 def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> list[Tensor]:
-    return [one.new_empty(one.shape) for one in (query, key, value)]
+    # Heads of a token lie side by side, as the projections around it want them.
+    return [one.new_empty(one.transpose(1, 2).shape).transpose(1, 2) for one in (query, key, value)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
