@@ -17,6 +17,7 @@ from omegaconf import MISSING, OmegaConf
 
 from trainer.adapters import Adapter
 from trainer.choices import IDENTITY, PLACEMENT, Choice, ConfigError, base, find, groups, identity, load_choices, placement, whole_number
+from trainer.compiling import Compile
 from trainer.data.defining import named
 from trainer.data.evals import EvalSet, eval_sets, refuse_shared_figures
 from trainer.data.mixture import leaves, sources_of
@@ -108,6 +109,7 @@ class Config:
     early_stop: EarlyStop = identity(default_factory=EarlyStop)
     recompute: Recompute = placement(default_factory=Recompute)
     head: Head = placement(default_factory=Head)
+    compile: Compile = placement(default_factory=Compile)
     fingerprint: str | None = identity(None, help="of the prepared data; filled in by prepare")
     evals: dict[str, Any] = placement(default_factory=dict, help="sets beside the held-out part: evals.NAME.{source, every, its options}")
 
@@ -211,6 +213,7 @@ def check(config: Config) -> None:
         raise ConfigError(f"recompute.keep: {keep} without recompute.every; set recompute.every=1 too")
     if config.head.chunk_mib is not None and config.head.chunk_mib <= 0:
         raise ConfigError(f"head.chunk_mib: {config.head.chunk_mib}; allowed: MiB above 0, or null for all logits at once")
+    config.compile.check()
     # In full: what was frozen stays, should a default ever change.
     config.evals = {one.name: one.in_full() for one in config.eval_sets}
     refuse_shared_figures(config.evals, sources_of(config.data), config.task.terms)

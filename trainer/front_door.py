@@ -15,6 +15,7 @@ from rich.console import Console
 from trainer.adapters.folder import is_adapter
 from trainer.catalogue.entries import run_folders
 from trainer.choices import ConfigError
+from trainer.compiling import refuse_uncompilable
 from trainer.config import BUDGETS, Config
 from trainer.data.corpus import open_corpus
 from trainer.data.deal import describe
@@ -94,6 +95,7 @@ def make_ready(config: Config, run: RunDir, world_size: int, per_node: int | Non
         run.accepts(config)
     config.checkpoint.verify()
     config.tracking.verify()
+    refuse_uncompilable(config)
     prepared = prepare(config)
     corpus = open_corpus(prepared.corpus, prepared.rows)
     config.task.baselines(corpus)

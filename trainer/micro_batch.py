@@ -80,12 +80,14 @@ def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] =
     """
     import torch
 
+    from trainer.compiling import compiles
     from trainer.data.batches import Batches
     from trainer.data.corpus import open_corpus
     from trainer.data.loading import Loader
     from trainer.data.order import Order
     from trainer.distributed import World
     from trainer.initial import start
+    from trainer.models.compiled import compile_blocks
     from trainer.models.heads import chunk_head
     from trainer.models.recompute import recompute_blocks
     from trainer.strategies.single import Single
@@ -99,6 +101,8 @@ def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] =
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     begun = start(config, corpus, world)
+    if compiles(config, device.type):
+        compile_blocks(begun.module, config.compile)
     recompute_blocks(begun.module, config.recompute)
     chunk_head(begun.module, config.head)
     config.precision.prepare(begun.module)

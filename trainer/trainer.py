@@ -21,6 +21,7 @@ import torch
 
 from trainer.checkpoint.store import Snapshot
 from trainer.choices import ConfigError
+from trainer.compiling import compiles, notice
 from trainer.config import Config, digest, set_of
 from trainer.data.batches import Batches, batches_of
 from trainer.data.corpus import open_corpus
@@ -33,6 +34,7 @@ from trainer.export import Form, export
 from trainer.initial import counts_of, start
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_name, device_peak, work_of
+from trainer.models.compiled import compile_blocks
 from trainer.models.heads import chunk_head
 from trainer.models.recompute import recompute_blocks
 from trainer.process import no_garbage_collection
@@ -92,11 +94,14 @@ class Training:
         self.micro_batch = int(resolved["micro_batch"])
         begun = start(config, self.corpus, world, opened)
         module, self.base, self.teacher = begun.module, begun.base, begun.teacher
-        for notice in begun.notices if world.leads else ():
-            print(notice, flush=True)
+        uncompiled = notice(config, world.device.type)
+        for line in (*begun.notices, *filter(None, [uncompiled])) if world.leads else ():
+            print(line, flush=True)
         self.counts = counts_of(module.model.parameters())  # type: ignore[union-attr]
         teacher = module.teacher.model if config.teacher.teaches else None  # type: ignore[union-attr]
         self.work = work_of(module.model, list(self.task.terms), teacher)  # type: ignore[arg-type]
+        full = (config.sequence_length,) * self.micro_batch
+        self.compiler = compile_blocks(module, config.compile, full) if compiles(config, world.device.type) else None
         recompute_blocks(module, config.recompute)
         chunk_head(module, config.head)
         config.precision.prepare(module)
@@ -126,7 +131,8 @@ class Training:
         """Throwaway backwards on the same rows on every rank: the placement shows that it averages, and DDP settles its buckets."""
         first = self.loader.split.rows
         order, teacher = Order(0, len(first), shuffle=False), self.config.teacher
-        count = min(self.task.rehearsed, len(first))
+        # A whole micro-batch where it is compiled, so that what is proven is what trains, and nothing is compiled in step 1.
+        count = min(max(self.task.rehearsed, self.micro_batch if self.compiler else 1), len(first))
         rehearsal = Loader(self.task, self.loader.split, order, Batches(count, count), count, teacher=teacher).step(0)
         batch = rehearsal.micro_batches[0].to(self.world.device)
 
@@ -139,6 +145,10 @@ class Training:
             print("proved before step 1: gradients are averaged over the ranks, and each holds", *proof.lines(), sep="\n  ", flush=True)
             self.run.event("proof", attempt=self.world.attempt, tables=proof.tables)
             self.run.event("environment", attempt=self.world.attempt, device=device_name(self.world.device), versions=versions())
+        if self.compiler:
+            self.compiler.settle()
+            if self.world.leads:
+                self.run.event("compiled", attempt=self.world.attempt, **self.compiler.figures())
 
     # -- resume -------------------------------------------------------------------------------------------------------------------
 
@@ -247,6 +257,8 @@ class Training:
             return True
         self.last = steps[-1] | self.meter.speed() | self.saves.figures()
         self.measured["loss"] = self.last["loss"]
+        if self.compiler and (complaint := self.compiler.complaint()):
+            self._event("recompiling", complaint=complaint, **self.compiler.figures())
         self.last["learning_rate"] = self.config.optim.lr * self.config.schedule.factor(self.step - 1, self.steps)  # type: ignore[attr-defined]
         self.trackers.log(self.step, {key: value for key, value in self.last.items() if key not in ("step", "applied")})
         dropped = [figures["step"] for figures in steps if not figures["applied"]]
@@ -326,6 +338,7 @@ class Training:
                 | passes
                 | {"model_step": saved.step, "samples": self.position, "loss": self.last.get("loss"), "digest": digest(self.config)}
                 | self.counts
+                | (self.compiler.figures() if self.compiler else {})
                 | {"world_size": self.world.size, "strategy": self.config.strategy.name, "checkpoint_stall_seconds": sum(stalls)}
             ),
         )

@@ -48,10 +48,10 @@ def test_offsets_are_made_without_waiting():
     torch.zeros(1).pin_memory()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        offsets = packed._offsets(LENGTHS, torch.device("cuda"))
+        offsets = packed.offsets_of(LENGTHS, torch.device("cuda"))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert offsets is packed._offsets(LENGTHS, torch.device("cuda")) and offsets.tolist()[-1] == sum(LENGTHS)
+    assert offsets is packed.offsets_of(LENGTHS, torch.device("cuda")) and offsets.tolist()[-1] == sum(LENGTHS)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -65,5 +65,5 @@ def test_the_kernel_is_called_as_this_torch_wants_it(causal, window):
 
 
 def test_offsets_start_at_zero_and_end_at_the_last_token():
-    assert packed._offsets((3, 1, 5), torch.device("cpu")).tolist() == [0, 3, 4, 9]
-    assert packed._offsets((3, 1, 5), torch.device("cpu")).dtype == torch.int32
+    assert packed.offsets_of((3, 1, 5), torch.device("cpu")).tolist() == [0, 3, 4, 9]
+    assert packed.offsets_of((3, 1, 5), torch.device("cpu")).dtype == torch.int32

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,14 @@ class Seen:
     front: int = 0
 
 
+class Numbered(NamedTuple):
+    """Lengths of documents that no graph is to depend on: the number by which `trainer.models.opaque` has them. each: the length of all of
+    them, where a graph of its own knows it."""
+
+    number: Tensor
+    each: int | None = None
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -57,20 +65,19 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    doc_lens: Sequence[int] | None = None,
+    doc_lens: Sequence[int] | Numbered | None = None,
     prefix: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Block-diagonal attention. query, key, value: `[1, heads, tokens, head]` → `[1, tokens, heads, head]`.
 
+    doc_lens: lengths of the documents, or what stands for them in a compiled block.
     sliding_window: tokens i and j of a document see each other where |i − j| is below it; in transformers this keyword means the same
     for causal and for two-sided layers, and None is a layer that sees all. prefix: keys and values of every layer, `[layers × 2, heads,
     count, head]`, that stand in front of each document. Raises ValueError for what a model asks for beyond that.
     """
     if attention_mask is not None or doc_lens is None or query.shape[0] != 1:
         raise ValueError("packed attention takes one row without a mask and doc_lens=…: padding is one more document, not a mask")
-    if sum(doc_lens) != query.shape[2] or key.shape[2] != query.shape[2]:
-        raise ValueError(f"doc_lens sum to {sum(doc_lens)}, but the row has {query.shape[2]} queries and {key.shape[2]} keys")
     wanted = sorted(name for name in _SCORES if others.get(name) is not None)
     if wanted:
         raise ValueError(f"packed attention has no {', '.join(wanted)}, which this model's layers ask for")
@@ -80,24 +87,49 @@ def packed_attention(
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         front = None if front is None else front.repeat_interleave(repeats, dim=1)
+    causal, rate = bool(getattr(module, "is_causal", False)), dropout if module.training else 0.0
+    if isinstance(doc_lens, Numbered):
+        if doc_lens.each is not None and not (sliding_window and sliding_window < doc_lens.each):
+            return _alike(query, key, value, query.shape[2] // doc_lens.each, doc_lens.each, Seen(causal), rate, scaling, front), None
+        return torch.ops.shardloom.packed_attention(query, key, value, doc_lens.number, causal, sliding_window, rate, scaling)[0], None
     for watch in _WATCHES:
         watch(query, key, value)
-    lengths, count = tuple(doc_lens), 0 if front is None else front.shape[2]
+    return attention(query, key, value, tuple(doc_lens), causal, sliding_window, rate, scaling, front), None
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: tuple[int, ...],
+    causal: bool,
+    sliding_window: int | None,
+    dropout: float,
+    scaling: float | None,
+    front: Tensor | None,
+) -> Tensor:
+    """The same, of as many heads of keys as of queries. front: before each document, of this layer, `[2, heads, count, head]`."""
+    if sum(lengths) != query.shape[2] or key.shape[2] != query.shape[2]:
+        raise ValueError(f"doc_lens sum to {sum(lengths)}, but the row has {query.shape[2]} queries and {key.shape[2]} keys")
+    count = 0 if front is None else front.shape[2]
     window = sliding_window if sliding_window and sliding_window < max(lengths) + count else None
-    seen = Seen(bool(getattr(module, "is_causal", False)), window, count)
-    rate = dropout if module.training else 0.0
+    seen = Seen(causal, window, count)
     if len(set(lengths)) == 1 and seen.window is None:
-        q, k, v = (_fold(tensor, len(lengths), lengths[0]) for tensor in (query, key, value))
-        return _unfold(_attend(q, k, v, seen, rate, scaling, front)), None
+        return _alike(query, key, value, len(lengths), lengths[0], seen, dropout, scaling, front)
     sizes = query.shape[-1] % 8 == 0 and query.shape[-1] == value.shape[-1]
-    fits = query.is_cuda and query.dtype in _VARLEN_DTYPES and rate == 0.0 and sizes and front is None
+    fits = query.is_cuda and query.dtype in _VARLEN_DTYPES and dropout == 0.0 and sizes and front is None
     kernel = varlen_kernel(seen.window is not None) if fits else None
     if kernel is not None:
-        return kernel(query, key, value, lengths, seen, scaling), None
-    return _by_length(query, key, value, lengths, seen, rate, scaling, front), None
+        return kernel(query, key, value, lengths, seen, scaling)
+    return _by_length(query, key, value, lengths, seen, dropout, scaling, front)
 
 
 _WATCHES: list[Callable[..., None]] = []
+
+
+def is_watched() -> bool:
+    """Whether someone wants to be told."""
+    return bool(_WATCHES)
 
 
 @contextmanager
@@ -132,6 +164,22 @@ def _by_length(
         out = _attend(q, k, v, seen, dropout, scaling, front).transpose(1, 2)
         pieces.update(zip(members, out.unbind(0), strict=True))
     return torch.cat([pieces[index] for index in range(len(lengths))]).unsqueeze(0)
+
+
+def _alike(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: int,
+    length: int,
+    seen: Seen,
+    dropout: float,
+    scaling: float | None,
+    front: Tensor | None,
+) -> Tensor:
+    """Documents of one length, in one kernel call."""
+    q, k, v = (_fold(tensor, documents, length) for tensor in (query, key, value))
+    return _unfold(_attend(q, k, v, seen, dropout, scaling, front))
 
 
 def _fold(tensor: Tensor, documents: int, length: int) -> Tensor:
@@ -194,7 +242,7 @@ def varlen_kernel(window: bool) -> Callable[..., Tensor] | None:
         if not by_window:
             named = {"is_causal": seen.causal}
             query = query if scaling is None else query * (scaling * query.shape[-1] ** 0.5)
-        offsets, longest = _offsets(lengths, query.device), max(lengths)
+        offsets, longest = offsets_of(lengths, query.device), max(lengths)
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         out: Tensor = varlen_attn(q, k, v, offsets, offsets, longest, longest, **named)  # type: ignore[assignment]
         return out.unsqueeze(0)
@@ -203,7 +251,7 @@ def varlen_kernel(window: bool) -> Callable[..., Tensor] | None:
 
 
 @lru_cache(maxsize=64)
-def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+def offsets_of(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Where each document starts, and the end: int32 on the device. Made once a batch, not once a layer, and copied without waiting."""
     return send(np.array([0, *accumulate(lengths)], dtype=np.int32), device)
 

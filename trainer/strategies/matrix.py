@@ -70,6 +70,13 @@ REFUSALS: tuple[Refusal, ...] = (
         reason="DeepSpeed swaps moments to a disk under stage 3 alone, and would keep them in the host's memory without a word",
         mend="strategy.offload_optimizer=cpu",
     ),
+    Refusal(
+        strategies=("zero3",),
+        key="compile.blocks",
+        value=True,
+        reason="DeepSpeed gathers and frees the parameters of every layer inside of a block, where a compiler cuts its graph each time",
+        mend="compile.blocks=false, or strategy=fsdp, which gathers them around a block",
+    ),
     *(
         Refusal(
             strategies=("zero3",),
