@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import gpu_models, records  # noqa: E402
+from benchmarks import fast_path, gpu_models, records  # noqa: E402
 
 Save = Callable[[dict[str, Any]], None]
 TOY = os.environ.get("BENCH_TOY") == "1" or not torch.cuda.is_available()
@@ -39,6 +39,10 @@ TOLERANCE = 1e-4  # relative, of a loss in fp32: a GPU adds up in an order of it
 SMALL = ("data=text", f"data.path={ROOT}/trainer/**/*.py", "model.layers=1", "model.hidden=32", "model.heads=2", "tokenizer.vocab_size=512",
          "sequence_length=64", "global_batch=4", "micro_batch=2", "launcher.processes=1")  # fmt: skip
 
+# Those of the model's tests that run on a GPU.
+KERNELS = [
+    str(path) for name in ("varlen", "compiled", "linear_cross_entropy", "fp8") for path in ROOT.glob(f"tests/models/test_{name}.py")
+]
 SCALED = ("data=stdlib", "model=gpt2_small", "tokenizer.vocab_size=32768", "sequence_length=1024", "precision=bf16", "micro_batch=16",
           "steps=40", "log_every=20")  # fmt: skip
 
@@ -133,8 +137,8 @@ class Part:
 
 # In the order of what would be missed most if the time ran out: what is wrong is not worth a figure.
 PARTS = {
-    "varlen": Part(60, lambda seconds, save: tests("tests/models/test_varlen.py", "-rs")),
-    "models": Part(90, lambda seconds, save: tests("tests/models", *(("-k", "mask") if TOY else ()))),
+    "fast_path": Part(60, lambda seconds, save: fast_path.check()),
+    "kernels": Part(60, lambda seconds, save: tests(*KERNELS, "-rs")),
     **{name: Part(row.seconds, partial(gpu_models.measure, name, TOY)) for name, row in gpu_models.ROWS.items()},
     "syncs": Part(60, lambda seconds, save: syncs()),
     "scaling": Part(90, lambda seconds, save: scaling(), alone=False),
@@ -237,12 +241,12 @@ def main() -> int:
         if left < 10:
             results[part] = {"good": False, "said": f"not begun: the {TOTAL_SECONDS:.0f} s were used up", "figures": {}}
             continue
-        results[part] = run_bounded(part, min(PARTS[part].seconds, left))
+        results[part] = run_bounded(part, min(PARTS[part].seconds * (3 if TOY else 1), left))
         print(f"{part}: {results[part]['said']} ({results[part]['seconds']:.0f} s)", file=sys.stderr, flush=True)
-        if part == "varlen" and not results[part]["good"]:
+        if part in ("fast_path", "kernels") and not results[part]["good"]:
             # Nothing that follows may rest on a kernel that computes something else.
             os.environ["TRAINER_VARLEN"] = "0"
-            results[part]["said"] += "; what follows is without this kernel (TRAINER_VARLEN=0)"
+            results[part]["said"] += "; what follows is without the kernel for several lengths (TRAINER_VARLEN=0)"
         path = records.write(name, markdown(results), {"toy": TOY, "parts": results}, given.folder)
     print(markdown(results), f"\nwritten to {path}", sep="\n")
     return 0 if all(result["good"] for result in results.values()) else 1

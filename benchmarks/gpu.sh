@@ -37,5 +37,8 @@ fi
 export PYTHONPATH="$work/tree:$work/site"
 export TRAINER_CACHE="${TRAINER_CACHE:-$work/cache}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
+# The copy is no repository.
+BENCH_COMMIT=$(cd "$root" && "$python" -c 'from benchmarks import records; print(records.commit())')
+export BENCH_COMMIT
 cd "$work/tree"
 "$python" benchmarks/gpu.py ${BENCH_PARTS:+--parts "$BENCH_PARTS"} "$results"

@@ -11,23 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import contests, records
-from benchmarks.contests import (
-    FABRIC,
-    NANOGPT,
-    OURS,
-    OURS_EAGER,
-    PLAIN,
-    PLAIN_COMPILED,
-    TRAINER,
-    TRAINER_COMPILED,
-    Contest,
-    Work,
-)
+from benchmarks.contests import FABRIC, NANOGPT, OURS, PLAIN, TRAINER, TRAINER_COMPILED, Contest
 from benchmarks.peers.rows import Cut, one_document_a_row, with_vocabulary
+from benchmarks.peers.work import Work, pretraining
 from trainer import compose, mfu
+from trainer.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-ALL = (OURS, TRAINER, TRAINER_COMPILED, PLAIN, FABRIC, NANOGPT, PLAIN_COMPILED, OURS_EAGER)
+ALL = (OURS, TRAINER, TRAINER_COMPILED, NANOGPT, PLAIN, FABRIC)
 MOST = (OURS, TRAINER, TRAINER_COMPILED, PLAIN)
 TWO = (OURS, TRAINER)
 SAME = ("strategy=single", "schedule.warmup=0", "log_every=10", "tracking.wandb=off")
@@ -61,11 +52,11 @@ class Row:
 
 
 ROWS = {
-    "gpt2-124m": Row(("model=gpt2_small", *GPT), 64, (64, 32, 16), 580e3, 165, ALL, 0.50,
+    "gpt2-124m": Row(("model=gpt2_small", *GPT), 64, (64, 32), 580e3, 200, ALL, 0.50,
                      {TRAINER: 3.0, TRAINER_COMPILED: 1.5, NANOGPT: 1.4}, rounds=3, profile=True),
     "bert-base-512": Row(("model=bert_base", *BERT, "sequence_length=512"), 128, (128, 64), 750e3, 90, (*MOST, FABRIC),
                          times={TRAINER: 2.5, TRAINER_COMPILED: 1.5}, rounds=3, profile=True),
-    "bert-base-512, half padding": Row(("model=bert_base", *BERT, "sequence_length=512"), 128, (128,), None, 45,
+    "bert-base-512-padded": Row(("model=bert_base", *BERT, "sequence_length=512"), 128, (128,), None, 45,
                                        times={TRAINER: 5.0}, cut=Cut.half),
     "bert-base-128": Row(("model=bert_base", *BERT, "sequence_length=128"), 512, (512,), 850e3, 55, MOST, times={TRAINER: 2.5}),
     "gpt2-350m": Row(("model=gpt2_medium", *GPT), 32, (32,), 215e3, 55, MOST, 0.53),
@@ -83,7 +74,7 @@ def measure(name: str, toy: bool, seconds: float, save: Save) -> dict[str, Any]:
     row = ROWS[name]
     if toy:
         # No compiler: seconds for each graph on a CPU say nothing about a GPU.
-        loops = tuple(loop for loop in row.loops if loop not in (TRAINER_COMPILED, PLAIN_COMPILED))
+        loops = tuple(loop for loop in row.loops if loop != TRAINER_COMPILED)
         grid = tuple(4 * size // row.batch for size in row.grid[:2])
         row = dataclasses.replace(row, batch=4, grid=grid, loops=loops, steps=2, rounds=1)
     result: dict[str, Any] = {"good": False, "said": "nothing", "figures": {}}
@@ -108,17 +99,22 @@ def measure(name: str, toy: bool, seconds: float, save: Save) -> dict[str, Any]:
     return result
 
 
-def prepared(row: Row, toy: bool, folder: Path) -> Work:
-    """The rows of one model: of one document, or pair, each."""
+def configured(row: Row, toy: bool) -> Config:
+    """The configuration of a row."""
     steps = (1 if toy else WARM) + row.steps
     sizes = (f"global_batch={row.batch}", f"micro_batch={row.grid[0]}", f"steps={steps}")
     # With one size nothing is searched, and the losses to compare are those of the rounds.
     logged = ("log_every=1",) if len(row.grid) == 1 else ()
-    config = compose(*SAME, *row.words, *sizes, *logged, *(TOY if toy else ()))
+    return compose(*SAME, *row.words, *sizes, *logged, *(TOY if toy else ()))
+
+
+def prepared(row: Row, toy: bool, folder: Path) -> Work:
+    """The rows of one model: of one document, or pair, each."""
+    config = configured(row, toy)
     data = one_document_a_row(config, folder / "rows", row.cut)
     if not toy:
         data = with_vocabulary(data, folder / "corpus", GPT_VOCABULARY if config.task.name == "clm" else BERT_VOCABULARY)
-    return contests.pretraining(config, data)
+    return pretraining(config, data)
 
 
 def told(name: str, row: Row, contest: Contest) -> dict[str, Any]:

@@ -87,6 +87,10 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.mean:.3f} ({self.low:.3f} – {self.high:.3f})" if self.high < math.inf else f"{self.mean:.3f}"
 
+    def figures(self) -> dict[str, float | None]:
+        """As JSON takes it: what is infinite is None."""
+        return {"mean": self.mean, "low": self.low, "high": self.high if self.high < math.inf else None}
+
 
 def ratio(ours: list[float], theirs: list[float]) -> Ratio:
     """Of seconds by round. One round has no interval: it reaches from nothing to everything."""

@@ -12,7 +12,6 @@ of twice as fast as one alone.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import sys
@@ -26,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 import torch.distributed as dist  # noqa: E402
 
 from benchmarks import records  # noqa: E402
-from benchmarks.pace import Pace, Ratio, Stopwatch, ratio, spread  # noqa: E402
-from benchmarks.peers.ours import build, one_process  # noqa: E402
+from benchmarks.pace import Pace, Ratio, ratio, spread  # noqa: E402
+from benchmarks.peers import ours  # noqa: E402
 from benchmarks.peers.rows import Data, packed  # noqa: E402
 from trainer import compose  # noqa: E402
 from trainer.choices import find  # noqa: E402
@@ -56,7 +55,7 @@ def turns(world: World, tree: dict[str, Any], corpus: str, rows: str, folder: st
             if way == ONE and world.rank:
                 continue
             run = Path(folder) / f"{ways.index(way)}-{number}" / (str(world.rank) if way != TOGETHER else "both")
-            pace = one_turn(config, world if way == TOGETHER else one_process(), Data(Path(corpus), Path(rows)), run)
+            pace = one_turn(config, world if way == TOGETHER else ours.one_process(), Data(Path(corpus), Path(rows)), run)
             found[way].append({"wall": pace.wall, "cpu": pace.cpu})
             if world.leads:
                 print(f"round {number + 1}/{rounds} {way}: {1000 * pace.wall:.0f} ms wall, {1000 * pace.cpu:.0f} ms CPU a step", flush=True)
@@ -67,13 +66,7 @@ def one_turn(config: Config, world: World, data: Data, run: Path) -> Pace:
     """Train the budget; with as many samples a rank and step on several ranks as on one."""
     if world.size > 1:
         config = dataclasses.replace(config, strategy=find("strategy", "ddp")(), global_batch=config.global_batch * world.size)  # type: ignore[arg-type]
-    watch = Stopwatch()
-    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
-        training = build(config, data, run, lambda step: watch.begin() if step == WARM + 1 else None, world)
-        training.loop()
-        watch.end()
-    training.stop.close()
-    return watch.pace((config.steps or 0) - WARM)
+    return ours.pace(config, data, run, WARM, world=world)
 
 
 def measured(rounds: int, steps: int, *words: str) -> dict[str, list[Pace]]:

@@ -32,8 +32,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks import contests, examples, records  # noqa: E402
-from benchmarks.contests import ON_CPU, TRAINER, Contest, Work  # noqa: E402
+from benchmarks.contests import ON_CPU, TRAINER, Contest  # noqa: E402
 from benchmarks.peers.rows import Cut, one_document_a_row, packed, with_vocabulary  # noqa: E402
+from benchmarks.peers.work import Work, fine_tuning, pretraining  # noqa: E402
 from trainer import compose  # noqa: E402
 
 SAME = ("strategy=single", "schedule.warmup=0", "log_every=1", "tracking.wandb=off", "precision=fp32")
@@ -59,11 +60,11 @@ class Kind:
         source = self.read(data).write(folder / "examples") if self.read else TEXT
         config = compose(*SAME, *source, *self.words, *words)
         if self.read:
-            return contests.fine_tuning(config, packed(config))
+            return fine_tuning(config, packed(config))
         rows = one_document_a_row(config, folder / "rows", self.cut)
         if self.vocabulary:
             rows = with_vocabulary(rows, folder / "corpus", self.vocabulary)
-        return contests.pretraining(config, rows)
+        return pretraining(config, rows)
 
 
 def tuning(task: str, batch: int) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from benchmarks.peers.plain import adamw, rate
 from trainer.config import Config
 
 
-def train(config: Config, model: nn.Module, batches: DataLoader[Any], warm: int = 1, compiled: bool = False) -> Pace:
+def train(config: Config, model: nn.Module, batches: DataLoader[Any], warm: int = 1) -> Pace:
     """The whole budget; the pace after the first `warm` steps. Needs the package `lightning`."""
     from lightning.fabric import Fabric
 
@@ -24,8 +24,7 @@ def train(config: Config, model: nn.Module, batches: DataLoader[Any], warm: int 
     fabric = Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if config.precision.autocast else "32-true")
     fabric.launch()
     model.train()
-    prepared: Any = torch.compile(model) if compiled else model
-    placed, optimizer = fabric.setup(prepared, adamw(config, model))
+    placed, optimizer = fabric.setup(model, adamw(config, model))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         loader: Iterable[Any] = fabric.setup_dataloaders(batches)

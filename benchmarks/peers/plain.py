@@ -15,13 +15,12 @@ from benchmarks.peers.rows import Collate, Items
 from trainer.config import Config
 
 
-def train(config: Config, model: nn.Module, batches: Iterable[Any], warm: int = 1, compiled: bool = False) -> Pace:
+def train(config: Config, model: nn.Module, batches: Iterable[Any], warm: int = 1) -> Pace:
     """The whole budget on micro-batches as they come, which the model takes as they are; the pace after the first `warm` steps."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = config.steps or 0
     model.to(device).train()
     optimizer = adamw(config, model)
-    forward = torch.compile(model) if compiled else model
     autocast = torch.autocast(device.type, dtype=torch.bfloat16) if config.precision.autocast else nullcontext()
     batches = iter(batches)
     accumulated = config.global_batch // int(config.micro_batch)
@@ -35,7 +34,7 @@ def train(config: Config, model: nn.Module, batches: Iterable[Any], warm: int = 
         for _ in range(accumulated):
             batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(batches).items()}
             with autocast:
-                loss = forward(**batch)["loss"] / accumulated
+                loss = model(**batch)["loss"] / accumulated
             loss.backward()
             total += loss.detach()
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.max_norm or float("inf"))

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from benchmarks import contests, throughput
-from benchmarks.contests import FABRIC, NANOGPT, ON_CPU, OURS, PLAIN, TRAINER, Contest, Work
+from benchmarks.contests import FABRIC, NANOGPT, ON_CPU, OURS, PLAIN, TRAINER, Contest
 from benchmarks.pace import Pace, ratio
 from benchmarks.peers import nanogpt
 from benchmarks.peers.rows import IGNORED, Cut, pad
+from benchmarks.peers.work import Work
 from tests.benchmarks.small import SMALL
 from trainer.tasks import Batch
 
