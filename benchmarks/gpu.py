@@ -1,7 +1,7 @@
 """What benchmarks/gpu.sh runs: parts, each a process of its own with a bound on its time; one that fails does not stop the next.
 
     benchmarks/gpu.sh [FOLDER]                                   all parts; FOLDER takes the results, default benchmarks/results
-    python benchmarks/gpu.py --parts gpt2,quickstart [FOLDER]    some, where the packages are there already
+    python benchmarks/gpu.py --parts gpt2-124m,syncs [FOLDER]    some, where the packages are there already
 
 Results are written after every part, so that what was measured outlives whatever comes after it. Without a GPU, or with BENCH_TOY=1, every
 part runs at a size for the CPU: then it shows that the script works, and no figure of it says anything about a GPU.
@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import records  # noqa: E402
+from benchmarks import fast_path, gpu_models, records  # noqa: E402
 
+Save = Callable[[dict[str, Any]], None]
 TOY = os.environ.get("BENCH_TOY") == "1" or not torch.cuda.is_available()
 TOTAL_SECONDS = float(os.environ.get("BENCH_SECONDS", 570))
 TOLERANCE = 1e-4  # relative, of a loss in fp32: a GPU adds up in an order of its own
@@ -36,8 +39,15 @@ TOLERANCE = 1e-4  # relative, of a loss in fp32: a GPU adds up in an order of it
 SMALL = ("data=text", f"data.path={ROOT}/trainer/**/*.py", "model.layers=1", "model.hidden=32", "model.heads=2", "tokenizer.vocab_size=512",
          "sequence_length=64", "global_batch=4", "micro_batch=2", "launcher.processes=1")  # fmt: skip
 
+# Those of the model's tests that run on a GPU.
+KERNELS = [
+    str(path) for name in ("varlen", "compiled", "linear_cross_entropy", "fp8") for path in ROOT.glob(f"tests/models/test_{name}.py")
+]
+SCALED = ("data=stdlib", "model=gpt2_small", "tokenizer.vocab_size=32768", "sequence_length=1024", "precision=bf16", "micro_batch=16",
+          "steps=40", "log_every=20")  # fmt: skip
 
-def quickstart(experiment: str, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+
+def quickstart(experiment: str) -> dict[str, Any]:
     """The quickstart on every GPU, in bf16, at a bounded number of steps."""
     words = (*SMALL, "steps=4") if TOY else ("steps=300",)
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +61,7 @@ def quickstart(experiment: str, save: Callable[[dict[str, Any]], None]) -> dict[
     return {"good": True, "said": said, "figures": figures}
 
 
-def parity(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def parity() -> dict[str, Any]:
     """The same losses under every strategy, on one device, in fp32: commands as a user types them, at the same time."""
     strategies = ("single", "zero2") if TOY else ("single", "ddp", "zero2", "fsdp")
     words = (*SMALL, "steps=4") if TOY else ("steps=20", "global_batch=16", "micro_batch=8", "launcher.processes=1")
@@ -77,14 +87,26 @@ def parity(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     }
 
 
-def gpt2(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """GPT-2 124M: tokens/s and MFU of ours and of transformers' Trainer, eager and compiled, on the same rows, in turns."""
-    from benchmarks.throughput import contest
+def scaling() -> dict[str, Any]:
+    """Tokens a second of ddp and fsdp on all GPUs, over as many times those of one, with as many rows for each."""
+    devices = 2 if TOY else torch.cuda.device_count()
+    if devices == 1:
+        return {"good": True, "said": "one GPU: nothing to scale", "figures": {}}
+    words = (*SMALL, "steps=4", "log_every=2") if TOY else SCALED
+    rows = 2 if TOY else 64
+    rates: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for strategy, size in (("single", 1), ("ddp", devices), ("fsdp", devices)):
+            run = Path(folder) / strategy
+            finish(start(run, *words, f"strategy={strategy}", f"launcher.processes={size}", f"global_batch={rows * size}"), strategy)
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            rates[strategy] = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")][-1]
+    shares = {name: rate / rates["single"] / devices for name, rate in rates.items() if name != "single"}
+    said = f"{devices} devices: " + ", ".join(f"{name} {share:.2f} of {devices} × one" for name, share in shares.items())
+    return {"good": True, "said": said, "figures": {"devices": devices, "tokens_per_second": rates, "of_one_each": shares}}
 
-    return contest(TOY, save)
 
-
-def syncs(save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def syncs() -> dict[str, Any]:
     """Host synchronisations of the real loop between two log lines, on one device, as counted and as CUDA itself says."""
     from benchmarks import counting
 
@@ -103,15 +125,26 @@ def tests(*words: str) -> dict[str, Any]:
     return {"good": True, "said": lines[-1], "figures": {}}
 
 
-# Name → (bound in seconds, what is run), in the order of what would be missed most if the time ran out.
-PARTS: dict[str, tuple[float, Callable[[Callable[[dict[str, Any]], None]], dict[str, Any]]]] = {
-    "varlen": (60, lambda save: tests("tests/models/test_varlen.py", "-rs")),
-    "models": (90, lambda save: tests("tests/models", *(("-k", "mask") if TOY else ()))),
-    "gpt2": (240, gpt2),
-    "quickstart": (110, lambda save: quickstart("quickstart", save)),
-    "quickstart_bert": (110, lambda save: quickstart("quickstart_bert", save)),
-    "parity": (120, parity),
-    "syncs": (60, syncs),
+@dataclass(frozen=True)
+class Part:
+    """seconds: its bound. run: given the seconds that it has and where to put how far it got. alone: on the first GPU, as if there were
+    no other, which some peers would take of themselves."""
+
+    seconds: float
+    run: Callable[[float, Save], dict[str, Any]]
+    alone: bool = True
+
+
+# In the order of what would be missed most if the time ran out: what is wrong is not worth a figure.
+PARTS = {
+    "fast_path": Part(60, lambda seconds, save: fast_path.check()),
+    "kernels": Part(60, lambda seconds, save: tests(*KERNELS, "-rs")),
+    **{name: Part(row.seconds, partial(gpu_models.measure, name, TOY)) for name, row in gpu_models.ROWS.items()},
+    "syncs": Part(60, lambda seconds, save: syncs()),
+    "scaling": Part(90, lambda seconds, save: scaling(), alone=False),
+    "parity": Part(120, lambda seconds, save: parity(), alone=False),
+    "quickstart": Part(110, lambda seconds, save: quickstart("quickstart"), alone=False),
+    "quickstart_bert": Part(110, lambda seconds, save: quickstart("quickstart_bert"), alone=False),
 }
 
 
@@ -128,7 +161,7 @@ def finish(process: subprocess.Popen[str], what: str) -> None:
         raise RuntimeError(f"{what}: exit code {process.returncode}\n{output[-3000:]}")
 
 
-def run_part(name: str, path: Path) -> int:
+def run_part(name: str, seconds: float, path: Path) -> int:
     """In a part's own process: run it, and write what came out, or how far it got."""
 
     def save(result: dict[str, Any]) -> None:
@@ -136,18 +169,20 @@ def run_part(name: str, path: Path) -> int:
         aside.write_text(json.dumps(result))
         aside.replace(path)
 
-    save(PARTS[name][1](save))
+    save(PARTS[name].run(seconds, save))
     return 0
 
 
 def run_bounded(name: str, seconds: float) -> dict[str, Any]:
     """A part in a process of its own, ended with all that it started when its time is up."""
     begun = time.monotonic()
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": first} if PARTS[name].alone else {})
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "result.json", Path(folder) / "log"
         with log.open("w") as output:
-            line = [sys.executable, __file__, "--part", name, "--to", str(path)]
-            process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            line = [sys.executable, __file__, "--part", name, "--to", str(path), "--seconds", str(seconds)]
+            process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
             try:
                 code = process.wait(timeout=seconds)
             except subprocess.TimeoutExpired:
@@ -176,11 +211,17 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     ]
     where = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
     scale = "at toy size: this shows that the script works; no figure here says anything about a GPU" if TOY else "bf16 unless said"
-    tables = [result["table"] for result in results.values() if "table" in result]
+    goals = [goal for result in results.values() for goal in result.get("goals", [])]
+    tables = [result[key] for result in results.values() for key in ("table", "profile") if key in result]
     logs = [f"`{name}`:\n\n```\n{result['log'][-1500:]}\n```" for name, result in results.items() if "log" in result]
-    software = ", ".join(f"{name} {version}" for name, version in records.versions().items())
-    head = f"# GPU benchmarks\n\n{records.hardware()} ({where}); {software}; {scale}. Made by `benchmarks/gpu.sh`."
-    return "\n\n".join([head, *tables, records.table(["part", "good", "seconds", "result"], rows), *logs])
+    software = ", ".join(f"{name} {version}" for name, version in records.versions("lightning").items())
+    head = (
+        f"# GPU benchmarks\n\n{records.hardware()} ({where}), commit {records.commit()}; {software}; {scale}. "
+        "Every loop trains the same model from the same values on the same batches, in turns: medians (smallest – largest), and geometric "
+        "means of paired ratios (95 % interval). Made by `benchmarks/gpu.sh`."
+    )
+    parts = records.table(["part", "good", "seconds", "result"], rows)
+    return "\n\n".join([head, *([gpu_models.goals_table(goals)] if goals else []), *tables, "## Parts", parts, *logs])
 
 
 def main() -> int:
@@ -189,9 +230,10 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="which, in this order")
     parser.add_argument("--part", choices=PARTS, help="run this one in this process")
     parser.add_argument("--to", type=Path, help="where --part writes what came out")
+    parser.add_argument("--seconds", type=float, default=600.0, help="that --part has")
     given = parser.parse_args()
     if given.part:
-        return run_part(given.part, given.to)
+        return run_part(given.part, given.seconds, given.to)
     begun, name = time.monotonic(), "gpu-toy" if TOY else "gpu"
     results: dict[str, dict[str, Any]] = {}
     for part in given.parts.split(","):
@@ -199,12 +241,12 @@ def main() -> int:
         if left < 10:
             results[part] = {"good": False, "said": f"not begun: the {TOTAL_SECONDS:.0f} s were used up", "figures": {}}
             continue
-        results[part] = run_bounded(part, min(PARTS[part][0], left))
+        results[part] = run_bounded(part, min(PARTS[part].seconds * (3 if TOY else 1), left))
         print(f"{part}: {results[part]['said']} ({results[part]['seconds']:.0f} s)", file=sys.stderr, flush=True)
-        if part == "varlen" and not results[part]["good"]:
+        if part in ("fast_path", "kernels") and not results[part]["good"]:
             # Nothing that follows may rest on a kernel that computes something else.
             os.environ["TRAINER_VARLEN"] = "0"
-            results[part]["said"] += "; what follows is without this kernel (TRAINER_VARLEN=0)"
+            results[part]["said"] += "; what follows is without the kernel for several lengths (TRAINER_VARLEN=0)"
         path = records.write(name, markdown(results), {"toy": TOY, "parts": results}, given.folder)
     print(markdown(results), f"\nwritten to {path}", sep="\n")
     return 0 if all(result["good"] for result in results.values()) else 1

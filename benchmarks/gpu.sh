@@ -4,12 +4,14 @@
 #     benchmarks/gpu.sh [FOLDER]          FOLDER takes the results; default benchmarks/results
 #
 # Needs Python >= 3.11 with torch, transformers and accelerate. What else is missing is taken from wheels/, which `make wheels` fills on a
-# machine with a network; nothing is installed outside of a temporary folder. The first GPU is measured; the quickstarts use them all.
+# machine with a network; nothing is installed outside of a temporary folder. The first GPU is measured; with several, scaling, parity and
+# the quickstarts use all of them.
 #
 #     PYTHON=…          the interpreter; default python3
 #     BENCH_TOY=1       at a size for the CPU, as it also runs where there is no GPU
 #     BENCH_SECONDS=…   for all parts together; default 570
-#     BENCH_PARTS=…     some of: varlen,models,gpt2,quickstart,quickstart_bert,parity,syncs
+#     BENCH_PARTS=…     some of the parts, by their names in benchmarks/gpu.py, separated by commas
+#     NANOGPT=…         a checkout of nanoGPT, whose train.py then takes part; Lightning Fabric does where it is installed
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -35,5 +37,8 @@ fi
 export PYTHONPATH="$work/tree:$work/site"
 export TRAINER_CACHE="${TRAINER_CACHE:-$work/cache}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true PYTHONUNBUFFERED=1
+# The copy is no repository.
+BENCH_COMMIT=$(cd "$root" && "$python" -c 'from benchmarks import records; print(records.commit())')
+export BENCH_COMMIT
 cd "$work/tree"
 "$python" benchmarks/gpu.py ${BENCH_PARTS:+--parts "$BENCH_PARTS"} "$results"

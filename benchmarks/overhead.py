@@ -111,12 +111,14 @@ def contest(steps: int, rounds: int, told: Callable[[str], None]) -> dict[str, l
         def by_us(steps: list[Step] | None = None) -> Pace:
             return ours.pace(config, data, Path(folder) / f"run-{next(numbers)}", warm=50, ready=steps)
 
+        # One item is a whole batch, ready-made: nothing is left for a collator to do.
+        alone = dataclasses.replace(config, global_batch=1, micro_batch=1)
+
         def by_trainer() -> Pace:
-            # One item of its data set is a whole batch, ready-made: nothing is left for its collator to do.
-            return hugging_face.train(config, network(), batches, lambda items: items[0], warm=50, per_device_train_batch_size=1)  # type: ignore[arg-type]
+            return hugging_face.train(alone, network(), batches, lambda items: items[0], warm=50)
 
         def by_hand() -> Pace:
-            return plain.train(config, network(), batches, lambda model, batch: model(**batch)["loss"], warm=50)
+            return plain.train(alone, network(), batches, warm=50)
 
         loops = {OURS: lambda: by_us(ready), READING: by_us, TRAINER: by_trainer, PLAIN: by_hand}
         return take_turns(loops, rounds, told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -73,6 +74,33 @@ class Spread:
 
     def __str__(self) -> str:
         return f"{self.median:.3f} ({self.low:.3f} – {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast one is as another, over rounds in turns: geometric mean, and the 95 % interval around it by Student's t."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} – {self.high:.3f})" if self.high < math.inf else f"{self.mean:.3f}"
+
+    def figures(self) -> dict[str, float | None]:
+        """As JSON takes it: what is infinite is None."""
+        return {"mean": self.mean, "low": self.low, "high": self.high if self.high < math.inf else None}
+
+
+def ratio(ours: list[float], theirs: list[float]) -> Ratio:
+    """Of seconds by round. One round has no interval: it reaches from nothing to everything."""
+    logs = [math.log(two / one) for one, two in zip(ours, theirs, strict=True)]
+    mean, wide = statistics.mean(logs), math.inf
+    if len(logs) > 1:
+        from scipy.stats import t
+
+        wide = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Ratio(math.exp(mean), math.exp(mean - wide), math.exp(mean + wide) if wide < math.inf else math.inf)
 
 
 def spread(values: list[float]) -> Spread:

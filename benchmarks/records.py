@@ -25,7 +25,12 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, with `+` where files differ from it; `no commit` outside of a repository."""
+    """The commit that is checked out, with `+` where files differ from it; `no commit` outside of a repository.
+
+    BENCH_COMMIT says it for a copy of the tree.
+    """
+    if os.environ.get("BENCH_COMMIT"):
+        return os.environ["BENCH_COMMIT"]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()

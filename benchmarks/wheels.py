@@ -52,7 +52,8 @@ def missing(root: str) -> set[str]:
 def collect(folder: Path) -> list[Path]:
     """Download each missing wheel, or build it where there is only a source distribution (pure Python ones, such as DeepSpeed's)."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = sorted(missing("shardloom") - {"shardloom"})
+    # Lightning is a peer that benchmarks/gpu.sh runs beside ours.
+    names = sorted((missing("shardloom") | missing("lightning")) - {"shardloom"})
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     target = ["--only-binary=:all:", "--python-version=3.12", "--implementation=cp", *(f"--platform={name}" for name in PLATFORMS)]
     for name in names:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.pace import Pace, Stopwatch
-from benchmarks.peers.rows import Data, Samples, build_model, pad
+from benchmarks.peers.rows import Collate, Items
 from trainer.config import Config
 
 
@@ -31,15 +29,11 @@ class _Marks(TrainerCallback):
         self.watch.end()
 
 
-def pace(config: Config, data: Data, warm: int = 1, **arguments: Any) -> Pace:
-    """A transformers model on padded batches. arguments: further TrainingArguments."""
-    return train(config, build_model(config, data), Samples(config, data), pad, warm, **arguments)
+def train(config: Config, model: nn.Module, items: Items, collate: Collate, warm: int = 1, **arguments: Any) -> Pace:
+    """`Trainer.train` over the whole budget, in the order of the items; the pace after the first `warm` steps.
 
-
-def train(
-    config: Config, model: nn.Module, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], warm: int = 1, **arguments: Any
-) -> Pace:
-    """`Trainer.train` over the whole budget, in the order of the data set; the pace after the first `warm` steps."""
+    arguments: further TrainingArguments.
+    """
     optim, schedule = config.optim, config.schedule
     assert schedule.name == "cosine" and schedule.warmup == 0 and schedule.min_factor == 0, "Trainer's warm-up starts at 0, ours above"  # type: ignore[attr-defined]
     watch = Stopwatch()
@@ -48,7 +42,8 @@ def train(
         settings = {
             "output_dir": folder,
             "max_steps": config.steps,
-            "per_device_train_batch_size": config.global_batch,
+            "per_device_train_batch_size": int(config.micro_batch),
+            "gradient_accumulation_steps": config.global_batch // int(config.micro_batch),
             "train_sampling_strategy": "sequential",
             "learning_rate": optim.lr,  # type: ignore[attr-defined]
             "adam_beta1": optim.beta1,  # type: ignore[attr-defined]
@@ -70,7 +65,7 @@ def train(
         trainer = Trainer(
             model=model,
             args=TrainingArguments(**settings | arguments),
-            train_dataset=dataset,
+            train_dataset=items,  # type: ignore[arg-type]
             data_collator=collate,
             callbacks=[_Marks(watch, warm)],
         )

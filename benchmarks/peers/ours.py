@@ -50,18 +50,22 @@ def build(config: Config, data: Data, folder: Path, starts: Callable[[int], None
     return Training(config, world, run, Watch(world, starts))
 
 
-def pace(config: Config, data: Data, folder: Path, warm: int = 1, ready: Sequence[Step] | None = None) -> Pace:
-    """Train the whole budget; the pace of the steps after the first `warm`. ready: all its steps, read before; else they are read ahead."""
+def pace(config: Config, data: Data, folder: Path, warm: int = 1, ready: Sequence[Step] | None = None, world: World | None = None) -> Pace:
+    """Train the whole budget; the pace of the steps after the first `warm`, without the checkpoint at the end, which no peer writes.
+
+    ready: all its steps, read before; else they are read ahead.
+    """
     watch = Stopwatch()
     with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent):
-        training = build(config, data, folder, lambda step: watch.begin() if step == warm + 1 else None)
+        training = build(config, data, folder, lambda step: watch.begin() if step == warm + 1 else None, world)
+        training.saves.save = lambda *_, **__: None  # type: ignore[method-assign]
         if ready is not None:
             training.loader.steps = lambda start=0: iter(ready)  # type: ignore[method-assign]
         outcome = training.loop()
         watch.end()
     training.stop.close()
     assert outcome is Outcome.finished, outcome
-    return watch.pace(training.steps - warm, losses_in(folder))
+    return watch.pace(training.steps - warm, losses_in(folder) if training.world.leads else [])
 
 
 def losses_in(folder: Path) -> list[float]:

@@ -1,33 +1,136 @@
-"""The comparison with transformers' Trainer, small: the same losses at every step, from the same rows and weights."""
+"""Ours beside its peers, small: the same losses at every step from the same rows and first values, and how fast which is."""
 
 from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.peers import parity
-from benchmarks.peers.rows import IGNORED, pad
+from benchmarks import contests, throughput
+from benchmarks.contests import FABRIC, NANOGPT, ON_CPU, OURS, PLAIN, TRAINER, Contest
+from benchmarks.pace import Pace, ratio
+from benchmarks.peers import nanogpt
+from benchmarks.peers.rows import IGNORED, Cut, pad
+from benchmarks.peers.work import Work
 from tests.benchmarks.small import SMALL
 from trainer.tasks import Batch
 
+ROOT = Path(__file__).resolve().parents[2]
 
-@pytest.mark.parametrize("family", list(parity.FAMILIES))
-def test_losses_equal_those_of_trainer_and_of_a_loop_by_hand(family):
-    paces = parity.contest(family, 10, 1, lambda text: None, *SMALL)
-    losses = paces[parity.OURS][0].losses
-    assert len(losses) == 10 and losses[-1] < losses[0] - 0.05, "nothing was learned, so equal losses would say little"
-    # Noise of another order of summing is a thousandth of the tolerance; a wrong denominator or decay group is far above it.
-    assert parity.furthest(paces, parity.TRAINER) < 1e-4
-    assert parity.furthest(paces, parity.PLAIN) < 1e-4
-    text = parity.markdown({family: paces}, 10, 1)
-    assert all(name in text for name in (parity.OURS, parity.TRAINER, parity.PLAIN))
+
+def work_of(words: tuple[str, ...], folder: Path, cut: Cut = Cut.full) -> Work:
+    return throughput.Kind((*words, *SMALL), 4, cut=cut).work(folder, folder, "steps=5")
+
+
+def hold(work: Work, folder: Path, names: tuple[str, ...] = ON_CPU, grid: tuple[int, ...] = (6,), **given) -> Contest:
+    return contests.hold(work, names, grid, folder / "runs", **{"rounds": 1, "warm": 1, "look": 0} | given, told=print)
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory) -> Work:
+    return work_of(("model=gpt2_tiny",), tmp_path_factory.mktemp("gpt"))
+
+
+@pytest.mark.parametrize("family", ["gpt", "bert", "pairs"])
+def test_losses_equal_those_of_the_peers(family, tmp_path):
+    words = {"gpt": ("model=gpt2_tiny",), "bert": ("model=bert_tiny", "task=mlm"), "pairs": ("model=bert_tiny", "task=mlm_nsp")}[family]
+    cut = {"gpt": Cut.full, "bert": Cut.half, "pairs": Cut.none}[family]
+    contest = hold(work_of(words, tmp_path, cut), tmp_path)
+    assert not contest.failed and contest.chosen == dict.fromkeys(ON_CPU, 6)
+    losses = contest.paces[OURS][0].losses
+    assert len(losses) == 5 and losses[-1] < losses[0] - 0.02, "nothing was learned, so equal losses would say little"
+    # Noise of another order of summing is a thousandth of this; a wrong denominator or decay group is far above it.
+    assert all(contest.apart(name) is not None and contest.apart(name) < 1e-4 for name in (PLAIN, TRAINER, FABRIC))
+    padded = contest.work.padded(1)
+    assert padded == 0 if family == "gpt" else padded > 0.3 if family == "bert" else padded > 0
+    text = contests.table(contest)
+    assert all(name in text for name in ON_CPU)
+
+
+def test_a_micro_batch_with_another_result_is_not_taken(tmp_path):
+    """Trainer takes BERT for a model that divides by the targets of all micro-batches, which it does not: it sums their means."""
+    contest = hold(work_of(("model=bert_tiny", "task=mlm"), tmp_path), tmp_path, (PLAIN, TRAINER), (6, 3), rounds=0, look=2)
+    assert contest.chosen[TRAINER] == 6 and len(contest.notes) == 1 and "micro-batch 3" in contest.notes[0]
+    assert contest.chosen[PLAIN] in (6, 3)
+
+
+def test_a_loop_that_fails_is_named_and_the_others_go_on(gpt, tmp_path, monkeypatch):
+    def fails(work, folder, warm):
+        raise RuntimeError("no such device")
+
+    def runs(work, folder, warm):
+        return Pace(1.0, 2.0, [3.0] * 5)
+
+    monkeypatch.setattr(contests, "LOOPS", {OURS: runs, TRAINER: fails, PLAIN: runs})
+    contest = hold(gpt, tmp_path, (OURS, TRAINER, PLAIN), rounds=2)
+    assert contest.failed == {TRAINER: "RuntimeError: no such device"} and len(contest.paces[PLAIN]) == 2
+    assert f"{TRAINER}: not measured: RuntimeError" in contests.table(contest)
+    assert not throughput.met(contest, None)
+    late = hold(gpt, tmp_path / "late", (OURS, PLAIN), seconds=-1.0)
+    assert set(late.failed) == {OURS, PLAIN} and "no time" in late.failed[OURS]
+
+
+def test_the_ratio_has_an_interval_around_its_mean():
+    found = ratio([1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
+    assert found.mean == pytest.approx(2) and found.low == pytest.approx(2) and found.high == pytest.approx(2)
+    wide = ratio([1.0, 1.0, 1.0], [1.0, 2.0, 4.0])
+    assert wide.mean == pytest.approx(2)
+    # Three logarithms ln 2 apart: t(0.975, 2) = 4.3027 × ln 2 / √3.
+    assert math.log(wide.high / 2) == pytest.approx(4.3027 * math.log(2) / math.sqrt(3), rel=1e-4)
+    assert wide.low * wide.high == pytest.approx(4)
 
 
 def test_padded_rows_hold_every_target_once():
-    """Lengths differ, so padding shows; a causal row ends with its last target, and its first token is none."""
+    """Lengths differ, so padding shows; targets are shifted already."""
     one = Batch({"input_ids": torch.tensor([[5, 6, 7]]), "clm_targets": torch.tensor([6, 7, 8])}, (3,), {"clm": 3}, 3)
     other = Batch({"input_ids": torch.tensor([[5]]), "clm_targets": torch.tensor([9])}, (1,), {"clm": 1}, 1)
     padded = pad([one, other])
-    assert padded["input_ids"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
-    assert padded["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert padded["labels"].tolist() == [[IGNORED, 6, 7, 8], [IGNORED, 9, IGNORED, IGNORED]]
+    assert padded["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert padded["shift_labels"].tolist() == [[6, 7, 8], [9, IGNORED, IGNORED]]
+    assert "attention_mask" not in pad([one, one])
+
+
+# What train.py is given, written back as its log would be; the real one is run where NANOGPT names a checkout.
+ECHO = """
+import os, sys, numpy
+given = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+tokens = numpy.fromfile(os.path.join("data", given["dataset"], "train.bin"), dtype=numpy.uint16)
+assert len(tokens) > 1000 and given["bias"] == "True" and given["eval_interval"] == "1000000000", given
+print("step 0: train loss 4.0, val loss 4.0")
+for number in range(int(given["max_iters"]) + 1):
+    print(f"iter {number}: loss {float(given['n_embd']):.4f}, time {10 * (number + 1):.2f}ms, mfu -100.00%")
+"""
+
+
+def test_nanogpt_is_run_as_its_users_do_and_its_log_is_read(gpt, tmp_path, monkeypatch):
+    given = os.environ.get("NANOGPT")
+    monkeypatch.delenv("NANOGPT", raising=False)
+    assert hold(gpt, tmp_path / "none", (NANOGPT,)).failed == {NANOGPT: "NANOGPT names no checkout"}
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "train.py").write_text(ECHO)
+    monkeypatch.setenv("NANOGPT", given or str(checkout))
+    contest = hold(gpt, tmp_path / "some", (NANOGPT,))
+    assert not contest.failed and contest.apart(NANOGPT) is None
+    pace = contest.paces[NANOGPT][0]
+    assert len(pace.losses) == 5 and pace.wall > 0
+    if not given:
+        assert pace.losses == [32.0] * 5 and pace.wall == pytest.approx(0.035), "the mean of 20, 30, 40, 50 ms"
+    with pytest.raises(RuntimeError, match="logged 1 iterations"):
+        nanogpt.read("iter 0: loss 1.0, time 5.00ms, mfu -100.00%", 1)
+
+
+def test_figures_are_all_that_was_measured(gpt, tmp_path):
+    contest = hold(gpt, tmp_path, (OURS, PLAIN))
+    figures = contest.figures()
+    assert set(figures["loops"]) == {OURS, PLAIN} and figures["tokens"] == 6 * 48
+    mine, other = figures["loops"][OURS], figures["loops"][PLAIN]
+    assert mine["rounds"] == [dataclasses.asdict(pace) for pace in contest.paces[OURS]] and mine["ours_is"] == {}
+    assert other["ours_is"]["cpu"]["mean"] == pytest.approx(contest.paces[PLAIN][0].cpu / contest.paces[OURS][0].cpu)
+    # 6 × what is multiplied with, and attention of whole rows: two layers of width 32, a head of 512.
+    assert contest.work.flops == pytest.approx(6 * (2 * 12 * 32 * 32 + 32 * 512) + 2 * 12 * 48 * 32)

@@ -1,0 +1,133 @@
+"""Weak scaling of data parallelism on a CPU: two processes over gloo, each pinned to a core of its own, against one pinned to one.
+
+    python benchmarks/scaling.py                          7 rounds of 10 steps each, about four minutes on two free cores
+    python benchmarks/scaling.py --rounds 1 --steps 3     a look
+
+Every process trains the same GPT on as many tokens a step, by the real loop with reading, clipping and log lines; the threads of a process
+stay on its core. In turns, in the same two processes: one alone; both alone, side by side, which is what the machine itself allows; both
+together under ddp. Prints a Markdown table and writes it to benchmarks/results/. The exit code is 1 where two together are less than 0.95
+of twice as fast as one alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch.distributed as dist  # noqa: E402
+
+from benchmarks import records  # noqa: E402
+from benchmarks.pace import Pace, Ratio, ratio, spread  # noqa: E402
+from benchmarks.peers import ours  # noqa: E402
+from benchmarks.peers.rows import Data, packed  # noqa: E402
+from trainer import compose  # noqa: E402
+from trainer.choices import find  # noqa: E402
+from trainer.config import Config, from_dict, to_dict  # noqa: E402
+from trainer.distributed import World  # noqa: E402
+
+GOAL = 0.95
+ONE, APART, TOGETHER = "one alone", "both alone, side by side", "both together, ddp"
+WARM = 2
+WORDS = ("model=gpt2_tiny", "data=text", f"data.path={ROOT}/trainer/**/*.py", "tokenizer.vocab_size=4096", "sequence_length=128",
+         "global_batch=8", "micro_batch=8", "strategy=single", "log_every=10", "tracking.wandb=off")  # fmt: skip
+
+
+def turns(world: World, tree: dict[str, Any], corpus: str, rows: str, folder: str, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """On each of two ranks: the paces by way of working, of the rounds that this rank took part in."""
+    core = sorted(os.sched_getaffinity(0))[world.rank]
+    # Of the process's threads too, those that are there already: gloo's, and those that read ahead inherit it.
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {core})
+    config = from_dict(tree)
+    found: dict[str, list[dict[str, float]]] = {ONE: [], APART: [], TOGETHER: []}
+    ways = list(found)
+    for number in range(rounds):
+        for way in ways[number % 3 :] + ways[: number % 3]:
+            dist.barrier()
+            if way == ONE and world.rank:
+                continue
+            run = Path(folder) / f"{ways.index(way)}-{number}" / (str(world.rank) if way != TOGETHER else "both")
+            pace = one_turn(config, world if way == TOGETHER else ours.one_process(), Data(Path(corpus), Path(rows)), run)
+            found[way].append({"wall": pace.wall, "cpu": pace.cpu})
+            if world.leads:
+                print(f"round {number + 1}/{rounds} {way}: {1000 * pace.wall:.0f} ms wall, {1000 * pace.cpu:.0f} ms CPU a step", flush=True)
+    return found
+
+
+def one_turn(config: Config, world: World, data: Data, run: Path) -> Pace:
+    """Train the budget; with as many samples a rank and step on several ranks as on one."""
+    if world.size > 1:
+        config = dataclasses.replace(config, strategy=find("strategy", "ddp")(), global_batch=config.global_batch * world.size)  # type: ignore[arg-type]
+    return ours.pace(config, data, run, WARM, world=world)
+
+
+def measured(rounds: int, steps: int, *words: str) -> dict[str, list[Pace]]:
+    """Paces by way of working; where two work, of the slower one."""
+    from tests.distributed import run_distributed
+
+    config = compose(*WORDS, f"steps={WARM + steps}", *words)
+    data = packed(config)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = run_distributed(turns, 2, to_dict(config), str(data.corpus), str(data.rows), folder, rounds, timeout_seconds=1800.0)
+    found = {ONE: [Pace(**pace) for pace in ranks[0][ONE]]}
+    for way in (APART, TOGETHER):
+        pairs = zip(ranks[0][way], ranks[1][way], strict=True)
+        found[way] = [Pace(max(one["wall"], two["wall"]), max(one["cpu"], two["cpu"])) for one, two in pairs]
+    return found
+
+
+def of_twice(paces: dict[str, list[Pace]], way: str, clock: str, one: str = ONE) -> Ratio:
+    """The speed of both over twice that of one, by round: seconds a step of one over those of a step that is twice as large."""
+    return ratio([getattr(pace, clock) for pace in paces[way]], [getattr(pace, clock) for pace in paces[one]])
+
+
+def markdown(paces: dict[str, list[Pace]], rounds: int, config: Config) -> str:
+    rows = []
+    for way, found in paces.items():
+        times = [of_twice(paces, way, clock) for clock in ("wall", "cpu")]
+        walls = spread([1000 * pace.wall for pace in found])
+        rows.append([way, f"{walls.median:.1f} ({walls.low:.1f} – {walls.high:.1f})", *("" if way == ONE else str(time) for time in times)])
+    tokens = config.global_batch * config.sequence_length
+    measured = of_twice(paces, TOGETHER, "wall").mean
+    both = of_twice(paces, TOGETHER, "wall", APART)
+    return "\n\n".join(
+        [
+            "# Two processes beside one",
+            f"{config.model.name}, {tokens:,} tokens a process and step, fp32; every process is pinned to one core. {rounds} rounds in "
+            "turns: median (smallest – largest), geometric mean of paired ratios (95 % interval). Where both work, the slower one counts. "
+            "CPU time leaves out what a process waits for the other. Made by `python benchmarks/scaling.py`.",
+            records.table(["", "ms a step, wall", "of twice one alone, wall", "by CPU time of a process"], rows),
+            f"Goal: {GOAL} of twice one alone; {measured:.3f}: {'met' if measured >= GOAL else '**missed**'}. "
+            f"Of what both alone reach side by side: {both}.",
+            f"{records.hardware()}, commit {records.commit()}, "
+            + ", ".join(f"{name} {version}" for name, version in records.versions().items()),
+        ]
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results; default: benchmarks/results")
+    parser.add_argument("words", nargs="*", help="further overrides of the configuration, e.g. global_batch=16 micro_batch=16")
+    given = parser.parse_args()
+    if len(os.sched_getaffinity(0)) < 2:
+        parser.error("two cores are needed")
+    paces = measured(given.rounds, given.steps, *given.words)
+    text = markdown(paces, given.rounds, compose(*WORDS, *given.words))
+    figures = {way: [dataclasses.asdict(pace) for pace in found] for way, found in paces.items()}
+    print(text, f"\nwritten to {records.write('scaling', text, figures, given.out)}", sep="\n")
+    return 0 if of_twice(paces, TOGETHER, "wall").mean >= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
