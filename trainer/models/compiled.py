@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainer.data.cache import cache_root
 from trainer.models.blocks import blocks
-from trainer.models.opaque import numbered
+from trainer.models.opaque import flash_works, numbered
 from trainer.models.packed import Numbered, is_watched
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def compile_blocks(module: nn.Module, options: Compile, full: tuple[int, ...] = 
     # Before the compiler is imported. Ranks share it: what is in it is found by content, written aside and renamed.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
     compiler = Compiler(options)
+    # Tried before anything is traced.
+    flash_works()
     taught = {id(block) for block in blocks(getattr(module, "teacher", nn.Module()))}
     for block in blocks(module):
         # A teacher is in evaluation mode while it is learned of.

@@ -10,9 +10,11 @@ more, as an operation keeps nothing but tensors of known shapes.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -142,7 +144,41 @@ def _flashes(query: Tensor, value: Tensor) -> bool:
     """Whether FlashAttention takes it."""
     size = query.shape[-1]
     fits = query.is_cuda and query.dtype in _HALF and size == value.shape[-1] and size % 8 == 0 and size <= 256
-    return fits and os.environ.get("TRAINER_VARLEN") != "0"
+    return fits and os.environ.get("TRAINER_VARLEN") != "0" and flash_works()
+
+
+# While the kernel is being tried, it is taken.
+_trying: list[bool] = []
+
+
+def flash_works() -> bool:
+    """Whether this torch's FlashAttention over several lengths computes, forward and backward, what attention is; tried once.
+
+    The operation is torch's own inner one, whose arguments differ between versions; what is not as it is here is not relied on.
+    """
+    return bool(_trying) or (torch.cuda.is_available() and _tried())
+
+
+@lru_cache(maxsize=1)
+def _tried() -> bool:
+    lengths, shape = (5, 30, 13), (1, 2, 48, 64)
+    device, found = torch.device("cuda", torch.cuda.current_device()), []
+    _trying.append(True)
+    try:
+        for dtype in (torch.bfloat16, torch.float32):
+            drawn = torch.Generator().manual_seed(0)
+            inputs = [torch.randn(shape, generator=drawn).to(device, dtype).requires_grad_() for _ in range(3)]
+            out = attend(*inputs, numbered(lengths), True, None, 0.0, None)[0]
+            found.append([out, *torch.autograd.grad(out, inputs, torch.ones_like(out))])
+        works = all(torch.allclose(one.float(), two, atol=0.05, rtol=0.05) for one, two in zip(*found, strict=True))
+        problem = "it computes something else"
+    except Exception as error:  # whatever another version makes of these arguments
+        works, problem = False, f"{type(error).__name__}: {error}".splitlines()[0]
+    finally:
+        _trying.pop()
+    if not works:
+        warnings.warn(f"FlashAttention over several lengths is not used: {problem}", stacklevel=2)
+    return works
 
 
 def _rows(*tensors: Tensor) -> list[Tensor]:
