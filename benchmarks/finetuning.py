@@ -249,7 +249,7 @@ def markdown(lines: dict[str, dict[str, Any]]) -> str:
         rows.append([name, line["metric"], str(line["runs"]), guesses, *(line[way]["shown"] for way in WAYS), line["gain"]["shown"],
                      f"{100 * line['share']:.1f} %", "all" if not missed else f"missed: {', '.join(missed)}"])  # fmt: skip
     head = ["task", "metric", "seeds", "baselines", *WAYS, "gain over scratch", "LoRA ÷ full", "goals met"]
-    bases = "; ".join(f"{name}: {' '.join((*base.model, *base.budget))}" for name, base in BASES.items())
+    bases = "; ".join(f"{name}: {' '.join((*base.model, *base.budget, *base.then))}" for name, base in BASES.items())
     about = [f"{name} ({' '.join(task.words)}; rates {', '.join(f'{way} {rate}' for way, rate in task.rates.items())})"
              for name, task in TASKS.items() if name in lines]  # fmt: skip
     return "\n\n".join(
