@@ -122,6 +122,7 @@ def test_a_padded_step_waits_for_nothing():
     module = CausalModule.__new__(CausalModule)
     torch.nn.Module.__init__(module)
     module.layout, module.model, module.vocabulary_size, module.regularized = Padded(0), model, 101, False
+    module.chunk_bytes = None
     batch = batch_of(LENGTHS, torch.Generator().manual_seed(1))
     with HostSyncs() as counted:
         module(batch)["clm"].backward()

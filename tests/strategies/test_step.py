@@ -12,6 +12,7 @@ from tests.distributed import run_distributed
 from trainer.adapters import NoAdapter
 from trainer.bench.syncs import HostSyncs
 from trainer.choices import ConfigError, find, load_choices
+from trainer.compiling import Compile
 from trainer.optim import AdamW, Muon
 from trainer.strategies.matrix import REFUSALS, markdown, refuse_unsupported, support
 from trainer.strategies.zero import Offload, Zero2
@@ -201,18 +202,17 @@ def test_b16_what_cannot_go_together_is_refused_with_the_reason():
             chosen, optim = find("strategy", strategy)(), AdamW()
             if refusal.key == "optim":
                 optim, words = find("optim", refusal.value)(), "set optim=.*ddp"
-            elif refusal.key == "adapter":
-                continue  # tests/adapters
+            elif refusal.key in ("adapter", "compile.blocks"):
+                continue  # tests/adapters, tests/models/test_compiled.py
             else:
                 setattr(chosen, refusal.key.removeprefix("strategy."), Offload(refusal.value))
                 words = f"set {refusal.key}=cpu$"  # no strategy runs with it
             with pytest.raises(ConfigError, match=f"strategy={strategy} cannot run with {refusal.key}={refusal.value}: .*{words}"):
-                refuse_unsupported(SimpleNamespace(strategy=chosen, optim=optim, adapter=NoAdapter()))
+                refuse_unsupported(SimpleNamespace(strategy=chosen, optim=optim, adapter=NoAdapter(), compile=Compile()))
             assert strategy in markdown()
-    refuse_unsupported(SimpleNamespace(strategy=SimpleNamespace(name="ddp"), optim=Muon(), adapter=NoAdapter()))
-    refuse_unsupported(
-        SimpleNamespace(strategy=find("strategy", "zero2")(offload_optimizer=Offload.cpu), optim=AdamW(), adapter=NoAdapter())
-    )
+    refuse_unsupported(SimpleNamespace(strategy=SimpleNamespace(name="ddp"), optim=Muon(), adapter=NoAdapter(), compile=Compile()))
+    offloaded = find("strategy", "zero2")(offload_optimizer=Offload.cpu)
+    refuse_unsupported(SimpleNamespace(strategy=offloaded, optim=AdamW(), adapter=NoAdapter(), compile=Compile()))
     rows = {line.split("`")[1]: line.split("|")[2:-1] for line in support().splitlines() if "`" in line}
     heads = [name.strip() for name in support().splitlines()[0].split("|")[2:-1]]
     disk = dict(zip(heads, rows["strategy.offload_parameters=nvme"], strict=True))

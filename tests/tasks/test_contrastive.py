@@ -129,7 +129,7 @@ def test_what_would_change_the_negatives_is_refused(tmp_path):
     examples = pairs(12)
     with pytest.raises(ConfigError, match=r"micro_batch: 3 with task=contrastive.*all 8 rows.*from 4, the share of each of 2"):
         ready(tmp_path, examples, examples, *GIVEN, "micro_batch=3", world=2)
-    with pytest.raises(ConfigError, match=r"data\.columns\.score: example 1 to train on has one"):
+    with pytest.raises(ConfigError, match=r"data\.columns\.score: example 1 \(.*jsonl:1\) to train on has one"):
         ready(tmp_path, *[[{**example, "score": 1} for example in examples]] * 2, *GIVEN)
-    with pytest.raises(ConfigError, match=r"data\.columns\.positive: \['a'\] of example 1; allowed: one text"):
+    with pytest.raises(ConfigError, match=r"data\.columns\.positive: \['a'\] of example 1 \(.*jsonl:1\); allowed: one text"):
         ready(tmp_path, [{**example, "positive": ["a"]} for example in examples], examples, *GIVEN)

@@ -288,9 +288,9 @@ def test_b05_an_answer_that_does_not_stand_where_it_is_said_to_is_mended_or_refu
     for answers, said in (
         ({"text": ["two"], "answer_start": [5]}, r"'two' of example 1 .*answer_start=5.*'wo '.*at several places"),
         ({"text": ["six"], "answer_start": [0]}, r"'six' of example 1 .*nowhere"),
-        ({"text": ["one", "two"], "answer_start": [0]}, r"of example 1; allowed"),
+        ({"text": ["one", "two"], "answer_start": [0]}, r"of example 1 \(.*jsonl:1\); allowed"),
         ([{"text": "two"}], r"at several places"),
-        ("one", r"'one' of example 1; allowed: \{"),
+        ("one", r"'one' of example 1 \(.*jsonl:1\); allowed: \{"),
     ):
         with pytest.raises(ConfigError, match=rf"data\.columns\.answers: .*{said}"):
             ready(tmp_path, [{**moved, "answers": answers}, *good], good, *QA, "steps=1")

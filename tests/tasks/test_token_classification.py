@@ -117,7 +117,7 @@ def test_b07_a_broken_sentence_is_named_by_its_line(tmp_path):
         (tmp_path / name.replace("x", "y")).write_text(text)
         with pytest.raises(ConfigError, match=rf"{said}.*columns|data\.columns\.tokens: missing"):
             loops.ready(tmp_path, tmp_path, *TINY, *data, sizes=())
-    with pytest.raises(ConfigError, match=r"data\.columns\.tags: example 2 has 2 tokens and 1 tags"):
+    with pytest.raises(ConfigError, match=r"data\.columns\.tags: example 2 \(.*jsonl:2\) has 2 tokens and 1 tags"):
         ready(tmp_path, [{"tokens": ["a"], "tags": ["O"]}, {"tokens": ["a", "b"], "tags": ["O"]}], sentences(2))
     with pytest.raises(ConfigError, match=r"B-ORG.*example 1"):
         ready(tmp_path, sentences(9), [{"tokens": ["a"], "tags": ["B-ORG"]}])

@@ -255,8 +255,8 @@ def test_b14_what_cannot_be_learned_from_is_refused_with_its_example(tmp_path):
         ("seq2seq", good, [f"task.prompt='{'so ' * 40}{{source}}'"], r"task\.prompt.*tokens beside the source"),
         ("seq2seq", [*good, {"source": "a", "target": {"a": 3}}], [], r"data\.columns\.target: \{'a': 3\} of example 5"),
         ("seq2seq", good, ["model=bert_tiny"], r"task=seq2seq needs a model with a causal head"),
-        ("instruct", [*talk, {"messages": [{"role": "user", "content": "hi"}]}], [], r"example 5 has no turn of the assistant"),
-        ("instruct", [*talk, {"messages": [{"role": "user"}]}], [], r"turn 1 of example 5 has 'role'; allowed"),
+        ("instruct", [*talk, {"messages": [{"role": "user", "content": "hi"}]}], [], r"example 5 .*:5\) has no turn of the assistant"),
+        ("instruct", [*talk, {"messages": [{"role": "user"}]}], [], r"turn 1 of example 5 .*:5\) has 'role'; allowed"),
         ("instruct", talk, ["task.template='{{ messages | length }}'"], r"task\.template: of example 1"),
     ):
         given = words if any(word.startswith("model=") for word in words) else [*GPT, *words]
