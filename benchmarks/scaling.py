@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --rounds 1 --steps 3     a look
 
 Every process trains the same GPT on as many tokens a step, by the real loop with reading, clipping and log lines; the threads of a process
-stay on its core. In turns, in the same two processes: one alone; both alone, side by side, which is what the machine itself allows; both
+stay on its core. In turns: one alone; both alone, side by side, which is what the machine itself allows; both
 together under ddp. Prints a Markdown table and writes it to benchmarks/results/. The exit code is 1 where two together are less than 0.95
 of twice as fast as one alone.
 """
@@ -22,8 +22,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import torch.distributed as dist  # noqa: E402
-
 from benchmarks import records  # noqa: E402
 from benchmarks.pace import Pace, Ratio, ratio, spread  # noqa: E402
 from benchmarks.peers import ours  # noqa: E402
@@ -40,26 +38,15 @@ WORDS = ("model=gpt2_tiny", "data=text", f"data.path={ROOT}/trainer/**/*.py", "t
          "global_batch=8", "micro_batch=8", "strategy=single", "log_every=10", "tracking.wandb=off")  # fmt: skip
 
 
-def turns(world: World, tree: dict[str, Any], corpus: str, rows: str, folder: str, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """On each of two ranks: the paces by way of working, of the rounds that this rank took part in."""
+def turn(world: World, tree: dict[str, Any], corpus: str, rows: str, folder: str, together: bool) -> dict[str, float]:
+    """On one of the processes: the pace of a round."""
     core = sorted(os.sched_getaffinity(0))[world.rank]
     # Of the process's threads too, those that are there already: gloo's, and those that read ahead inherit it.
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), {core})
-    config = from_dict(tree)
-    found: dict[str, list[dict[str, float]]] = {ONE: [], APART: [], TOGETHER: []}
-    ways = list(found)
-    for number in range(rounds):
-        for way in ways[number % 3 :] + ways[: number % 3]:
-            dist.barrier()
-            if way == ONE and world.rank:
-                continue
-            run = Path(folder) / f"{ways.index(way)}-{number}" / (str(world.rank) if way != TOGETHER else "both")
-            pace = one_turn(config, world if way == TOGETHER else ours.one_process(), Data(Path(corpus), Path(rows)), run)
-            found[way].append({"wall": pace.wall, "cpu": pace.cpu})
-            if world.leads:
-                print(f"round {number + 1}/{rounds} {way}: {1000 * pace.wall:.0f} ms wall, {1000 * pace.cpu:.0f} ms CPU a step", flush=True)
-    return found
+    run = Path(folder) / ("both" if together else str(world.rank))
+    pace = one_turn(from_dict(tree), world if together else ours.one_process(), Data(Path(corpus), Path(rows)), run)
+    return {"wall": pace.wall, "cpu": pace.cpu}
 
 
 def one_turn(config: Config, world: World, data: Data, run: Path) -> Pace:
@@ -75,12 +62,18 @@ def measured(rounds: int, steps: int, *words: str) -> dict[str, list[Pace]]:
 
     config = compose(*WORDS, f"steps={WARM + steps}", *words)
     data = packed(config)
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = run_distributed(turns, 2, to_dict(config), str(data.corpus), str(data.rows), folder, rounds, timeout_seconds=1800.0)
-    found = {ONE: [Pace(**pace) for pace in ranks[0][ONE]]}
-    for way in (APART, TOGETHER):
-        pairs = zip(ranks[0][way], ranks[1][way], strict=True)
-        found[way] = [Pace(max(one["wall"], two["wall"]), max(one["cpu"], two["cpu"])) for one, two in pairs]
+    found: dict[str, list[Pace]] = {ONE: [], APART: [], TOGETHER: []}
+    ways = list(found)
+    for number in range(rounds):
+        for way in ways[number % 3 :] + ways[: number % 3]:
+            together, size = way == TOGETHER, 1 if way == ONE else 2
+            with tempfile.TemporaryDirectory() as folder:
+                given = (to_dict(config), str(data.corpus), str(data.rows), folder, together)
+                ranks = run_distributed(turn, size, *given, timeout_seconds=600.0, group=together)
+            slowest = Pace(**{clock: max(rank[clock] for rank in ranks) for clock in ("wall", "cpu")})
+            found[way].append(slowest)
+            told = f"{1000 * slowest.wall:.0f} ms wall, {1000 * slowest.cpu:.0f} ms CPU a step"
+            print(f"round {number + 1}/{rounds} {way}: {told}", file=sys.stderr, flush=True)
     return found
 
 
@@ -123,7 +116,7 @@ def main() -> int:
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two cores are needed")
     paces = measured(given.rounds, given.steps, *given.words)
-    text = markdown(paces, given.rounds, compose(*WORDS, *given.words))
+    text = markdown(paces, given.rounds, compose(*WORDS, "steps=1", *given.words))
     figures = {way: [dataclasses.asdict(pace) for pace in found] for way, found in paces.items()}
     print(text, f"\nwritten to {records.write('scaling', text, figures, given.out)}", sep="\n")
     return 0 if of_twice(paces, TOGETHER, "wall").mean >= GOAL else 1
