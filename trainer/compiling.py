@@ -21,11 +21,12 @@ MODES = ("default", "max-autotune-no-cudagraphs")
 
 @dataclass
 class Compile:
-    """torch.compile of each transformer block: the same numbers to float noise, faster once compiled."""
+    """Fewer and larger operations that give the same numbers to float noise: torch.compile of each transformer block, activations."""
 
     blocks: bool | None = placement(None, help="true | false; null: on GPUs, where a compiler is at hand")
     mode: str = placement("default", help="default | max-autotune-no-cudagraphs: minutes of trying, for the last per cent")
     backend: str = placement("inductor", help="inductor, or another backend of torch.compile")
+    activations: bool = placement(True, help="GELU by tanh in one operation, where transformers has several for it")
 
     def check(self) -> None:
         """Raise ConfigError for options that cannot be."""

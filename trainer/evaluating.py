@@ -153,6 +153,7 @@ def _found(config: Config, asked: dict[str, Any], world: World) -> Found:
     from trainer.data.corpus import open_corpus
     from trainer.evaluation import HeldOut
     from trainer.initial import start_of
+    from trainer.models.activations import fuse_activations
     from trainer.models.heads import chunk_head
     from trainer.models.pretrained import Pretrained
     from trainer.optim import AdamW
@@ -174,6 +175,7 @@ def _found(config: Config, asked: dict[str, Any], world: World) -> Found:
         trained = [name for name, _ in module.named_parameters() if values.name_of(name) in values.names]
         config.adapter.beside = trained or None  # type: ignore[attr-defined]
     begun = start_of(module, config, world, values)
+    fuse_activations(begun.module, config.compile)
     chunk_head(begun.module, config.head)
     config.precision.prepare(begun.module)
     placement = config.strategy.place(begun.module, begun.weights, config.optim.build, config, world)

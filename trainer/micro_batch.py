@@ -87,6 +87,7 @@ def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] =
     from trainer.data.order import Order
     from trainer.distributed import World
     from trainer.initial import start
+    from trainer.models.activations import fuse_activations
     from trainer.models.compiled import compile_blocks
     from trainer.models.heads import chunk_head
     from trainer.models.recompute import recompute_blocks
@@ -101,6 +102,7 @@ def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] =
         torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
     begun = start(config, corpus, world)
+    fuse_activations(begun.module, config.compile)
     if compiles(config, device.type):
         compile_blocks(begun.module, config.compile)
     recompute_blocks(begun.module, config.recompute)

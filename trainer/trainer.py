@@ -34,6 +34,7 @@ from trainer.export import Form, export
 from trainer.initial import counts_of, start
 from trainer.metrics import Meter, useful_seconds
 from trainer.mfu import device_name, device_peak, work_of
+from trainer.models.activations import fuse_activations
 from trainer.models.compiled import compile_blocks
 from trainer.models.heads import chunk_head
 from trainer.models.recompute import recompute_blocks
@@ -101,6 +102,7 @@ class Training:
         teacher = module.teacher.model if config.teacher.teaches else None  # type: ignore[union-attr]
         self.work = work_of(module.model, list(self.task.terms), teacher)  # type: ignore[arg-type]
         full = (config.sequence_length,) * self.micro_batch
+        fuse_activations(module, config.compile)
         self.compiler = compile_blocks(module, config.compile, full) if compiles(config, world.device.type) else None
         recompute_blocks(module, config.recompute)
         chunk_head(module, config.head)
