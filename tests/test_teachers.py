@@ -124,6 +124,11 @@ def test_a_language_model_learns_of_another(folder, tmp_path):
     finish(path)
     found = [line["seq2seq_soft_loss"] for line in loops.lines(path, "seq2seq_soft_loss")]
     assert found[-1] < found[0] / 2
+    compiled = ready(tmp_path, "compiled", *words, "compile.blocks=true", "compile.backend=eager", task="seq2seq")
+    finish(compiled)
+    assert loops.losses(compiled) == pytest.approx(loops.losses(path), rel=1e-4)
+    (event,) = RunDir(compiled).events("compiled")
+    assert (event["graphs"], event["graph_breaks"]) == (2, 0), "one of the student, one of the teacher"
 
 
 def test_a_teacher_of_something_else_is_refused_before_launch(folder, tmp_path):

@@ -130,14 +130,17 @@ def test_the_curve_of_ranks_that_compile_is_that_of_one_that_does_not(strategy):
     assert tiny.distance(compiled["weights"], plain["weights"]) < 1e-5
 
 
-def test_a_run_tells_what_it_compiled(tmp_path):
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return loops.write_texts(tmp_path_factory.mktemp("texts"), files=8)
+
+
+@pytest.mark.parametrize("given", [(), ("adapter=lora", "precision=fp16", "survival.nan=skip")])
+def test_a_run_tells_what_it_compiled(tmp_path, texts, given):
     """In the loop, on real rows: proven as a whole micro-batch, so that no step compiles; and the curve of the run without."""
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    loops.write_texts(texts, files=8)
     losses = {}
     for name, words in (("plain", []), ("compiled", ["compile.blocks=true", "compile.backend=eager"])):
-        path = loops.ready(tmp_path, texts, "steps=3", "global_batch=10", *words, name=name)
+        path = loops.ready(tmp_path, texts, "steps=3", "global_batch=10", *given, *words, name=name)
         training = loops.training(loops.single(), path)
         training.loop()
         losses[name] = loops.losses(path)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.distributed import run_distributed
 from tests.loops import single
 from trainer.choices import ConfigError
 from trainer.models.fp8 import Float8Product, Scaled, product, use_fp8
@@ -54,6 +55,18 @@ def test_the_curve_is_near_that_of_bf16():
     assert curves["fp8"] == pytest.approx(curves["bf16"], rel=1e-2) and curves["fp8"] != curves["bf16"]
     assert curves["fp8"][-1] < 0.95 * curves["fp8"][0]
     assert all(piece.tensor.dtype == torch.float32 for piece in placed["fp8"].pieces())
+
+
+def trained(world, strategy):
+    return tiny.train(tiny.place(strategy, "gpt", world, precision="fp8"), "gpt", range(6), micro_batches=2)["losses"]
+
+
+@pytest.mark.parametrize("strategy", ["zero3", "fsdp"])
+def test_the_curve_of_two_ranks_is_near_that_of_one(strategy):
+    """Not equal, as a rank scales by the largest of its own values; where parameters are cut, each weight is whole again in backward."""
+    wanted = tiny.train(tiny.place("single", "gpt", single(), precision="fp8"), "gpt", range(6))["losses"]
+    for losses in run_distributed(trained, 2, strategy):
+        assert losses == pytest.approx(wanted, rel=1e-2) and losses[-1] < 0.98 * losses[0]
 
 
 def test_a_model_without_a_layer_that_fits_is_refused():

@@ -18,6 +18,7 @@ from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
 from trainer.distributed import World
 from trainer.run import RunDir, load_frozen
+from trainer.tasks import scores
 
 TINY = ("task=classification", "model=bert_tiny", "model.layers=1", "model.hidden=32", "model.heads=2", "tokenizer.vocab_size=300")
 NOUNS = {"fruit": ("apple", "pear", "plum"), "tool": ("hammer", "saw", "drill"), "animal": ("cat", "dog", "cow")}
@@ -151,6 +152,17 @@ def test_the_loss_and_the_figures_are_those_of_transformers_and_scikit_learn(tmp
     tables = json.loads((path / "evaluation" / "held_out.json").read_text())
     assert tables["confusion"]["counts"] == metrics.confusion_matrix(truth, predicted, labels=range(3)).tolist()
     check_predictions(path, tmp_path, examples[40:], [model.config.id2label[number] for number in predicted.tolist()])
+
+
+def test_means_over_labels_are_of_those_that_occur():
+    """As scikit-learn has them by default; a label that is neither held out nor predicted has no score to be 0."""
+    truth, predicted = np.array([0, 0, 1, 3, 3]), np.array([0, 1, 1, 3, 1])
+    found = scores.single_label(truth, predicted, ["a", "b", "never", "d"])
+    assert found.figures["f1_macro"] == metrics.f1_score(truth, predicted, average="macro")
+    assert found.tables["by_label"]["never"]["support"] == 0
+    told = [[f"UPOS{number}" for number in side] for side in (truth, predicted)]
+    tags = scores.tags([told[0]], [told[1]], sorted({*told[0], "UPOS2"}))
+    assert tags.figures["f1_macro"] == metrics.f1_score(told[0], told[1], average="macro")
 
 
 def check_predictions(path: Path, folder: Path, examples: Examples, labels: list[str]) -> None:

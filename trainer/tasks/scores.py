@@ -12,12 +12,12 @@ from trainer.tasks.labelled import Ints, Score
 
 
 def single_label(truth: Ints, predicted: Ints, labels: Sequence[str]) -> Score:
-    """By scikit-learn; of two labels, F1 is that of the second."""
+    """By scikit-learn; of two labels, F1 is that of the second. Its means over labels are of those that occur, in truth or prediction."""
     from sklearn import metrics
 
-    every, named = range(len(labels)), {"labels": range(len(labels)), "zero_division": 0}
+    every = range(len(labels))
     figures = {"accuracy": metrics.accuracy_score(truth, predicted), "mcc": metrics.matthews_corrcoef(truth, predicted)}
-    figures |= {f"f1_{how}": metrics.f1_score(truth, predicted, average=how, **named) for how in ("macro", "weighted")}
+    figures |= {f"f1_{how}": metrics.f1_score(truth, predicted, average=how, zero_division=0) for how in ("macro", "weighted")}
     if len(labels) == 2:
         figures["f1"] = metrics.f1_score(truth, predicted, zero_division=0)
     report = metrics.classification_report(truth, predicted, labels=every, target_names=labels, output_dict=True, zero_division=0)
@@ -63,9 +63,8 @@ def tags(truth: Sequence[list[str]], predicted: Sequence[list[str]], labels: Seq
     else:
         from sklearn import metrics
 
-        present = {"labels": labels, "zero_division": 0}
-        figures["f1_macro"] = float(metrics.f1_score(*flat, average="macro", **present))
-        report = metrics.classification_report(*flat, output_dict=True, **present)
+        figures["f1_macro"] = float(metrics.f1_score(*flat, average="macro", zero_division=0))
+        report = metrics.classification_report(*flat, labels=labels, output_dict=True, zero_division=0)
     return Score(figures, {"by_label": {name: _plain(row) for name, row in report.items()}})
 
 
