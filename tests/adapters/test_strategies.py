@@ -24,9 +24,8 @@ CUT = {
     "zero2": ("prompt", "ia3", "bottleneck"),
     "zero3": (*IN_FRONT, "dora", "bottleneck"),
     "fsdp": ("prompt", "prefix", "dora", "ia3"),
-    "hsdp": ("prefix", "bottleneck"),
 }
-OPTIONS = {"zero3": ["strategy.options.zero_optimization.stage3_param_persistence_threshold=0"], "hsdp": ["strategy.shard_size=2"]}
+OPTIONS = {"zero3": ["strategy.options.zero_optimization.stage3_param_persistence_threshold=0"]}
 STEPS = "steps=3"
 
 
@@ -54,7 +53,7 @@ def _finish(world: World, path: str) -> None:
 
 @pytest.mark.parametrize("strategy", CUT)
 def test_c20_the_curve_and_the_export_are_those_of_one_device(tmp_path, others, base, alone, strategy):
-    words, world = (f"strategy={strategy}", *OPTIONS.get(strategy, ())), 4 if strategy == "hsdp" else 2
+    words, world = (f"strategy={strategy}", *OPTIONS.get(strategy, ())), 2
     paths = {kind: adapted(tmp_path / kind, others, base, STEPS, *words, adapter=ADAPTERS[kind], world=world) for kind in CUT[strategy]}
     run_distributed(finished, world, [str(path) for path in paths.values()])
     for kind, path in paths.items():

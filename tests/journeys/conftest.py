@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # The quickstart at a size for tests: same data, same way, a smaller network and budget.
 SMALL = (
@@ -59,7 +62,20 @@ class Shell:
 
 @pytest.fixture(scope="session")
 def shell(tmp_path_factory) -> Shell:
-    return Shell(tmp_path_factory.mktemp("newcomer"))
+    """One for all workers of pytest-xdist, whose folders lie side by side."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "newcomer"
+    folder.mkdir(exist_ok=True)
+    return Shell(folder)
+
+
+def once(shell: Shell, name: str, command: Callable[[], Done]) -> Done:
+    """What the first worker that came here got; the others wait for it."""
+    kept = shell.folder / f"{name}.json"
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            kept.write_text(json.dumps(asdict(command())))
+    return Done(**json.loads(kept.read_text()))
 
 
 # A global batch that no number of devices divides, too.
@@ -75,10 +91,10 @@ print(type(run.model()).__name__, run.exit_code)
 def library(shell, quickstart) -> Done:
     """A run by Python; beside the quickstart, so that the corpus is prepared."""
     code = FIVE_LINES.format(words=", ".join(repr(word) for word in SMALL if not word.startswith("global_batch")))
-    return shell.run("-c", code)
+    return once(shell, "library", lambda: shell.run("-c", code))
 
 
 @pytest.fixture(scope="session")
 def quickstart(shell) -> Done:
     """`trainer train experiment=quickstart`, small."""
-    return shell.trainer("train", "experiment=quickstart", *SMALL)
+    return once(shell, "quickstart", lambda: shell.trainer("train", "experiment=quickstart", *SMALL))
