@@ -1,4 +1,5 @@
-"""Transformer blocks compiled one by one: all blocks of a kind share a graph, so that compiling takes as long for 48 as for one.
+"""Transformer blocks compiled one by one: all blocks of a kind share a graph, so that compiling takes as long for 48 as for one. And the
+loss over a vocabulary, which is compiled as one more.
 
 Done to a module's blocks before a strategy wraps them, on the instance: names, hooks and checkpoints stay as they are, and what an engine
 does around a block (gathering its parameters, say) is not compiled. Only packed batches are compiled, in training: evaluation and
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from trainer.data.cache import cache_root
 from trainer.models.blocks import blocks
+from trainer.models.heads import VocabularyModule
+from trainer.models.linear_cross_entropy import cross_entropy_and_gradient, fusible
 from trainer.models.opaque import flash_works, numbered
 from trainer.models.packed import Numbered, is_watched
 
@@ -32,7 +35,7 @@ Run = Callable[..., Any]
 
 
 def compile_blocks(module: nn.Module, options: Compile, full: tuple[int, ...] = ()) -> Compiler:
-    """Have the blocks of a task's module compiled, and those of its teacher. full: lengths of the rows of a full micro-batch.
+    """Have the blocks of a task's module compiled, those of its teacher, and its loss. full: lengths of the rows of a full micro-batch.
 
     A batch of as many tokens has a graph that knows its size, and another where its documents are those rows, as no document is cut out
     of a row then; all other batches share one for any size.
@@ -47,6 +50,8 @@ def compile_blocks(module: nn.Module, options: Compile, full: tuple[int, ...] = 
         # A teacher is in evaluation mode while it is learned of.
         kind = compiler.kind(type(block), full, always=id(block) in taught)
         block.forward = functools.partial(_forward, block, block.forward, kind)  # type: ignore[method-assign]
+    if isinstance(module, VocabularyModule):
+        module.cross_entropy = functools.partial(_cross_entropy, compiler.compiled(fusible, dynamic=False))
     return compiler
 
 
@@ -80,6 +85,19 @@ def _run(block: nn.Module, *inputs: Any, **named: Any) -> Any:
     return type(block).forward(block, *inputs, **named)
 
 
+def _cross_entropy(run: Run, logits: Tensor, targets: Tensor, vocabulary_size: int) -> tuple[Tensor, Tensor]:
+    import torch._dynamo
+
+    if len(logits) < 2:
+        # A size that a graph never leaves open.
+        return cross_entropy_and_gradient(logits, targets, vocabulary_size)
+    # How many targets a batch has differs; how large a vocabulary is, a kernel may know.
+    torch._dynamo.maybe_mark_dynamic(logits, 0)
+    torch._dynamo.maybe_mark_dynamic(targets, 0)
+    found: tuple[Tensor, Tensor] = run(logits, targets, vocabulary_size)
+    return found
+
+
 @dataclass
 class Compiler:
     """What is compiled, and what that took: seconds, graphs, breaks (places where a graph ends early), late graphs (after `settle`)."""
@@ -96,6 +114,8 @@ class Compiler:
 
         # Asked for, an error is an error; by itself, a block that cannot be compiled runs as it is.
         torch._dynamo.config.suppress_errors = self.options.blocks is None
+        # DDP would have each block cut into graphs of a bucket each; a block is small enough for its gradients to travel meanwhile.
+        torch._dynamo.config.optimize_ddp = False
         callback_handler.register_start_callback(self._begin)
         callback_handler.register_end_callback(self._end)
         self._before = self._counted()
@@ -109,18 +129,21 @@ class Compiler:
     def kind(self, cls: type[nn.Module], full: tuple[int, ...], always: bool) -> Kind:
         """The compiled forward of a class of blocks."""
         if (cls, always) not in self._kinds:
-            self._kinds[cls, always] = Kind(self._compiled(cls, "steady", False), self._compiled(cls, "ragged", True), full, always)
+            self._kinds[cls, always] = Kind(self._forward_of(cls, "steady", False), self._forward_of(cls, "ragged", True), full, always)
         return self._kinds[cls, always]
 
-    def _compiled(self, cls: type[nn.Module], way: str, dynamic: bool) -> Run:
-        import torch
-
+    def _forward_of(self, cls: type[nn.Module], way: str, dynamic: bool) -> Run:
         # A code of its own: the compiler keeps graphs by code, looks through all of one, and gives up where there are too many.
         name = f"{cls.__name__}_{way}"
-        own = FunctionType(_run.__code__.replace(co_name=name, co_qualname=name), globals(), name)
+        return self.compiled(FunctionType(_run.__code__.replace(co_name=name, co_qualname=name), globals(), name), dynamic)
+
+    def compiled(self, function: Run, dynamic: bool) -> Run:
+        """A function, compiled when it is called first."""
+        import torch
+
         # Other backends take no mode.
         mode = self.options.mode if self.options.mode != "default" else None
-        found: Run = torch.compile(own, backend=self.options.backend, dynamic=dynamic, mode=mode)
+        found: Run = torch.compile(function, backend=self.options.backend, dynamic=dynamic, mode=mode)
         return found
 
     @staticmethod

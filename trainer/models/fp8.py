@@ -6,7 +6,6 @@ A GPU multiplies in 8 bits and adds up in fp32. A CPU rounds to the same 8 bits 
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -77,12 +76,29 @@ class Float8Product(torch.autograd.Function):
         return by_inputs, by_weight, None, None
 
 
+class Float8Linear(nn.Linear):
+    """torch's linear layer, multiplied in 8 bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _product(input, self.weight, self.bias, by_rows=False)
+
+
+class Float8Conv1D(Conv1D):
+    """GPT-2's linear layer, whose weight is transposed, multiplied in 8 bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _product(input, self.weight, self.bias, by_rows=True)
+
+
+_IN_8_BITS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Float8Linear, Conv1D: Float8Conv1D}
+
+
 def use_fp8(model: nn.Module) -> None:
     """Have the linear layers of a model's blocks compute in 8 bits, those whose sizes allow it. Raises ConfigError where none does."""
     found = [part for block in blocks(model) for part in block.modules() if _fits(part)]
     for part in found:
-        # On the instance, so that names, hooks and what a strategy makes of the class stay as they are.
-        part.forward = functools.partial(_forward, part)  # type: ignore[method-assign]
+        # By the class, so that names and parameters stay what they are, and a compiler has one code for all of them.
+        part.__class__ = _IN_8_BITS[type(part)]  # type: ignore[assignment]
     if not found:
         raise ConfigError(
             f"precision: fp8; no linear layer of this model's blocks has sizes that are multiples of {_MULTIPLE}; use precision=bf16"
@@ -90,11 +106,10 @@ def use_fp8(model: nn.Module) -> None:
 
 
 def _fits(part: nn.Module) -> bool:
-    plain = type(part).forward in (nn.Linear.forward, Conv1D.forward)
-    return plain and all(size % _MULTIPLE == 0 for size in part.weight.shape)  # type: ignore[union-attr]
+    return type(part) in _IN_8_BITS and all(size % _MULTIPLE == 0 for size in part.weight.shape)  # type: ignore[union-attr]
 
 
-def _forward(part: Any, inputs: Tensor) -> Tensor:
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None, by_rows: bool) -> Tensor:
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
     flat = inputs.flatten(0, -2)
@@ -102,7 +117,7 @@ def _forward(part: Any, inputs: Tensor) -> Tensor:
     # Rows are summed over in backward; zeros add nothing to it.
     flat = F.pad(flat, (0, 0, 0, -rows % _MULTIPLE))
     with torch.autocast(device, enabled=False):
-        found = Float8Product.apply(flat, part.weight, isinstance(part, Conv1D), dtype)[:rows]  # type: ignore[index]
-        if part.bias is not None:
-            found = found + part.bias.to(dtype)
+        found = Float8Product.apply(flat, weight, by_rows, dtype)[:rows]  # type: ignore[index]
+        if bias is not None:
+            found = found + bias.to(dtype)
     return found.unflatten(0, inputs.shape[:-1])

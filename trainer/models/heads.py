@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from trainer.models.head import answering, last_linear
 from trainer.models.headed import Headed
 from trainer.models.layout import layout_of, pairs_of
-from trainer.models.linear_cross_entropy import linear_cross_entropy
+from trainer.models.linear_cross_entropy import Compute, cross_entropy_and_gradient, linear_cross_entropy
 from trainer.models.packed import use_packed_attention
 from trainer.tasks import Batch
 
@@ -47,7 +47,7 @@ class VocabularyModule(Headed):
     """A module one of whose terms is a cross-entropy over the vocabulary, at the targets `<term>_targets` of a batch.
 
     regularized: in training the sums for label smoothing and z-loss are wanted too. chunk_bytes: logits in fp32 that are held at once
-    (`chunk_head`); None: the head gives all of them.
+    (`chunk_head`); None: the head gives all of them. cross_entropy: what is computed of a chunk, perhaps compiled.
     """
 
     term: str
@@ -58,6 +58,7 @@ class VocabularyModule(Headed):
         super().__init__()
         self.vocabulary_size, self.regularized = vocabulary_size, regularized
         self.chunk_bytes: int | None = None
+        self.cross_entropy: Compute = cross_entropy_and_gradient
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         linear = last_linear(self.model) if self.chunk_bytes is not None else None
@@ -85,7 +86,7 @@ class VocabularyModule(Headed):
         assert self.chunk_bytes is not None
         rows = max(1, self.chunk_bytes // (4 * linear.weight.shape[0]))
         if self.training and not self.regularized:
-            return {self.term: linear_cross_entropy(hidden, linear.weight, linear.bias, targets, self.vocabulary_size, rows)}
+            return {self.term: linear_cross_entropy(hidden, linear.weight, linear.bias, targets, self.vocabulary_size, rows, self.cross_entropy)}
 
         def sums(hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
             return self._of_logits(F.linear(hidden, linear.weight, linear.bias), targets)

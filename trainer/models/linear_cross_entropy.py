@@ -6,6 +6,7 @@ backward pass has the size of the hidden states and of the weight. The idea is t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,12 +21,25 @@ def cross_entropy_and_gradient(logits: Tensor, targets: Tensor, vocabulary_size:
     logits: `[rows, padded vocabulary]`; the columns from `vocabulary_size` on count for nothing, and are set to −∞. targets: `[rows]`.
     """
     logits[:, vocabulary_size:] = -torch.inf
-    # fp32, whatever the logits are, without a copy of them in between on a GPU.
     logs = logits.log_softmax(-1, dtype=torch.float32)
     index = targets.unsqueeze(-1)
     chosen = logs.gather(-1, index)
     gradient = logs.exp_().scatter_(-1, index, chosen.exp() - 1)
     return -chosen.sum(), gradient.to(logits.dtype)
+
+
+def fusible(logits: Tensor, targets: Tensor, vocabulary_size: int) -> tuple[Tensor, Tensor]:
+    """The same for a compiler: in two passes over the logits, nothing of their size in fp32 is written."""
+    index, columns = targets.unsqueeze(-1), torch.arange(logits.shape[-1], device=logits.device)
+    values = logits.float().masked_fill(columns >= vocabulary_size, -torch.inf)
+    normalizers = values.logsumexp(-1, keepdim=True)
+    # Not out of the values: they would be written for it.
+    chosen = logits.gather(-1, index).float() - normalizers
+    gradient = (values - normalizers).exp() - (columns == index).float()
+    return -chosen.sum(), gradient.to(logits.dtype)
+
+
+Compute = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -36,7 +50,15 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, size: int, rows: int, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        size: int,
+        rows: int,
+        dtype: torch.dtype,
+        compute: Compute,
     ) -> Tensor:
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
@@ -48,7 +70,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(inputs), rows):
             chunk = slice(start, start + rows)
             logits = F.linear(inputs[chunk], matrix, offset)
-            loss, gradient = cross_entropy_and_gradient(logits, targets[chunk], size)
+            loss, gradient = compute(logits, targets[chunk], size)
             total += loss
             del logits
             if by_hidden is not None:
@@ -69,7 +91,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             None if gradient is None else gradient.mul_(above).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
 
 
 def _add_product(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
@@ -80,12 +102,21 @@ def _add_product(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
         total += gradient.t() @ inputs
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, vocabulary_size: int, rows: int) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    vocabulary_size: int,
+    rows: int,
+    compute: Compute = cross_entropy_and_gradient,
+) -> Tensor:
     """Cross-entropy of hidden · weightᵀ + bias over the first `vocabulary_size` columns, summed over targets: a scalar in fp32.
 
-    hidden: `[targets, width]`; rows: of logits that are there at once. Its gradient is there after this call, for one backward pass.
+    hidden: `[targets, width]`; rows: of logits that are there at once; compute: what takes them. Its gradient is there after this call, for
+    one backward pass.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with torch.autocast(device, enabled=False):
-        return LinearCrossEntropy.apply(hidden, weight, bias, targets, vocabulary_size, rows, dtype)  # type: ignore[no-any-return]
+        return LinearCrossEntropy.apply(hidden, weight, bias, targets, vocabulary_size, rows, dtype, compute)  # type: ignore[no-any-return]

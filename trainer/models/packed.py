@@ -81,6 +81,10 @@ def packed_attention(
     wanted = sorted(name for name in _SCORES if others.get(name) is not None)
     if wanted:
         raise ValueError(f"packed attention has no {', '.join(wanted)}, which this model's layers ask for")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        # What autocast does around attention, for all that is below: rotated queries and keys come in fp32, values do not.
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     # Of this layer.
     front = None if prefix is None else prefix.unflatten(0, (-1, 2))[module.layer_idx].to(key.dtype)  # type: ignore[index]
     if key.shape[1] != query.shape[1]:
