@@ -4,76 +4,121 @@
     python benchmarks/scaling.py --rows 8 --rounds 1 --steps 3      a look
 
 Every process trains the same GPT on as many tokens a step, by the real loop with reading, clipping and log lines; the threads of a process
-stay on its core. In turns: one alone; both alone, side by side, which is what the machine itself allows; both together under ddp. A step of
-4,096 tokens is four micro-batches, after which gradients travel once. Prints Markdown tables and writes them to benchmarks/results/. The
-exit code is 1 where, in no size of step, two together are 0.95 of twice as fast as one alone.
+stay on its core. In turns of a second or two: one alone; both alone, side by side, which is what the machine itself allows; two others
+together under ddp. A step of 4,096 tokens is four micro-batches, after which gradients travel once. Prints Markdown tables and writes them
+to benchmarks/results/. The exit code is 1 where, in no size of step, two together are 0.95 of twice as fast as one alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import json
 import os
 import sys
 import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from torch.distributed import TCPStore  # noqa: E402
+
 from benchmarks import records  # noqa: E402
-from benchmarks.pace import Pace, Ratio, ratio, spread  # noqa: E402
+from benchmarks.pace import Pace, Ratio, Stopwatch, ratio, spread  # noqa: E402
 from benchmarks.peers import ours  # noqa: E402
 from benchmarks.peers.rows import Data, packed  # noqa: E402
 from trainer import compose  # noqa: E402
 from trainer.choices import find  # noqa: E402
-from trainer.config import Config, from_dict, to_dict  # noqa: E402
+from trainer.config import from_dict, to_dict  # noqa: E402
 from trainer.distributed import World  # noqa: E402
 
 GOAL = 0.95
-ONE, APART, TOGETHER = "one alone", "both alone, side by side", "both together, ddp"
+ONE, APART, TOGETHER = WAYS = ["one alone", "both alone, side by side", "both together, ddp"]
+# The processes of each, by whether they are together and by rank.
+WAYS_OF = {ONE: ["False/0"], APART: ["False/0", "False/1"], TOGETHER: ["True/0", "True/1"]}
+PATIENCE = timedelta(seconds=300)
 WARM = 2
 WORDS = ("model=gpt2_tiny", "data=text", f"data.path={ROOT}/trainer/**/*.py", "tokenizer.vocab_size=4096", "sequence_length=128",
          "micro_batch=8", "strategy=single", "log_every=10", "tracking.wandb=off")  # fmt: skip
 
 
-def turn(world: World, tree: dict[str, Any], corpus: str, rows: str, folder: str, together: bool) -> dict[str, float]:
-    """On one of the processes: the pace of a round."""
+class Left(Exception):
+    """The loop is left: there are no more turns."""
+
+
+class Turns:
+    """What a process asks before each step: whether its turn is over, and if so, when the next one begins. Its pace goes to the store."""
+
+    def __init__(self, store: TCPStore, name: str):
+        self._store, self._name = store, name
+        self._number, self._steps, self._last = 0, 0, 0
+        self._watch = Stopwatch()
+
+    def before(self, step: int) -> None:
+        if step <= self._last:
+            return
+        if self._steps:
+            self._watch.end()
+            self._store.set(f"pace/{self._name}/{self._number}", json.dumps(dataclasses.asdict(self._watch.pace(self._steps))))
+            self._number += 1
+        self._steps = int(self._store.get(f"turn/{self._name}/{self._number}"))
+        if not self._steps:
+            raise Left
+        self._last = step + self._steps - 1
+        self._watch.begin()
+
+
+def held(world: World, tree: dict[str, Any], corpus: str, rows: str, folder: str, port: int, together: bool) -> None:
+    """On a process: train in turns, as the store says."""
     core = sorted(os.sched_getaffinity(0))[world.rank]
     # Of the process's threads too, those that are there already: gloo's, and those that read ahead inherit it.
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), {core})
-    run = Path(folder) / ("both" if together else str(world.rank))
-    pace = one_turn(from_dict(tree), world if together else ours.one_process(), Data(Path(corpus), Path(rows)), run)
-    return {"wall": pace.wall, "cpu": pace.cpu}
-
-
-def one_turn(config: Config, world: World, data: Data, run: Path) -> Pace:
-    """Train the budget; with as many samples a rank and step on several ranks as on one."""
-    if world.size > 1:
+    config, run = from_dict(tree), Path(folder) / ("both" if together else str(world.rank))
+    if together:
         config = dataclasses.replace(config, strategy=find("strategy", "ddp")(), global_batch=config.global_batch * world.size)  # type: ignore[arg-type]
-    return ours.pace(config, data, run, WARM, world=world)
+    turns = Turns(TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE), f"{together}/{world.rank}")
+    with open(os.devnull, "w") as silent, contextlib.redirect_stdout(silent), contextlib.suppress(Left):
+        ours.build(config, Data(Path(corpus), Path(rows)), run, turns.before, world if together else ours.one_process()).loop()
 
 
 def measured(rounds: int, steps: int, *words: str) -> dict[str, list[Pace]]:
     """Paces by way of working; where two work, of the slower one."""
     from tests.distributed import run_distributed
 
-    config = compose(*WORDS, f"steps={WARM + steps}", *words)
+    config = compose(*WORDS, f"steps={2 * (WARM + rounds * steps) + 1}", *words)
     data = packed(config)
-    found: dict[str, list[Pace]] = {ONE: [], APART: [], TOGETHER: []}
-    ways = list(found)
-    for number in range(rounds):
-        for way in ways[number % 3 :] + ways[: number % 3]:
-            together, size = way == TOGETHER, 1 if way == ONE else 2
-            with tempfile.TemporaryDirectory() as folder:
-                given = (to_dict(config), str(data.corpus), str(data.rows), folder, together)
-                ranks = run_distributed(turn, size, *given, timeout_seconds=600.0, group=together)
-            slowest = Pace(**{clock: max(rank[clock] for rank in ranks) for clock in ("wall", "cpu")})
-            found[way].append(slowest)
-            told = f"{1000 * slowest.wall:.0f} ms wall, {1000 * slowest.cpu:.0f} ms CPU a step"
-            print(f"round {number + 1}/{rounds} {way}: {told}", file=sys.stderr, flush=True)
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+    numbers: Counter[str] = Counter()
+
+    def turn(names: list[str], steps: int) -> Pace:
+        for name in names:
+            server.set(f"turn/{name}/{numbers[name]}", str(steps))
+        paces = [json.loads(server.get(f"pace/{name}/{numbers[name]}")) for name in names] if steps else []
+        numbers.update(names)
+        wall, cpu = (max((float(pace[clock]) for pace in paces), default=0.0) for clock in ("wall", "cpu"))
+        return Pace(wall, cpu)
+
+    found: dict[str, list[Pace]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        given = (to_dict(config), str(data.corpus), str(data.rows), folder, server.port)
+        for together in (False, True):
+            pool.submit(run_distributed, held, 2, *given, together, timeout_seconds=3600.0, group=together)
+        for way in WAYS[1:]:
+            turn(WAYS_OF[way], WARM)
+        for number in range(rounds):
+            for way in WAYS[number % 3 :] + WAYS[: number % 3]:
+                found[way].append(turn(WAYS_OF[way], steps))
+            told = ", ".join(f"{way} {1000 * paces[-1].wall:.0f} ms" for way, paces in found.items())
+            print(f"round {number + 1}/{rounds}: {told}", file=sys.stderr, flush=True)
+        for way in WAYS[1:]:
+            turn(WAYS_OF[way], 0)
     return found
 
 
@@ -115,11 +160,15 @@ def markdown(found: dict[int, dict[str, list[Pace]]], rounds: int) -> str:
     )
 
 
+def _figures(paces: dict[str, list[Pace]]) -> dict[str, Any]:
+    return {way: [dataclasses.asdict(pace) for pace in found] for way, found in paces.items()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rows", default="8,32", help="of 128 tokens, of a process and step")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=None, help="of a round; default: 10 of 8 rows, fewer of more")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=None, help="of a turn; default: 4 of 8 rows, fewer of more")
     parser.add_argument("--out", type=Path, default=None, help="folder of the results; default: benchmarks/results")
     parser.add_argument("words", nargs="*", help="further overrides of the configuration, e.g. model.layers=2")
     given = parser.parse_args()
@@ -127,13 +176,10 @@ def main() -> int:
         parser.error("two cores are needed")
     found: dict[int, dict[str, list[Pace]]] = {}
     for rows in map(int, given.rows.split(",")):
-        steps = given.steps or max(4, 80 // rows)
+        steps = given.steps or max(1, 32 // rows)
         found[128 * rows] = measured(given.rounds, steps, f"global_batch={rows}", *given.words)
         text = markdown(found, given.rounds)
-        figures = {
-            tokens: {way: [dataclasses.asdict(pace) for pace in each] for way, each in paces.items()} for tokens, paces in found.items()
-        }
-        path = records.write("scaling", text, figures, given.out)
+        path = records.write("scaling", text, {str(tokens): _figures(paces) for tokens, paces in found.items()}, given.out)
     print(text, f"\nwritten to {path}", sep="\n")
     return 0 if any(of_twice(paces, TOGETHER, "wall").mean >= GOAL for paces in found.values()) else 1
 
