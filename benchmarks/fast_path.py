@@ -19,7 +19,7 @@ from trainer.config import Config
 from trainer.tasks import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = {"gpt": ("model=gpt2_tiny",), "bert": ("model=bert_tiny", "task=mlm")}
+FAMILIES = {"gpt": ("model=gpt2_tiny",), "llama": ("model=llama_tiny", "model.kv_heads=1"), "bert": ("model=bert_tiny", "task=mlm")}
 # Heads of 64, as kernels for several lengths like them.
 # Short documents, so that there are several in a row.
 SMALL = ("data=text", f"data.path={ROOT}/conf/**/*.yaml", "model.layers=2", "model.hidden=128", "model.heads=2",
