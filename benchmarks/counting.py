@@ -7,7 +7,6 @@ import dataclasses
 import os
 import sys
 import tempfile
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from benchmarks.peers.ours import build, one_process
 from benchmarks.peers.rows import Data, packed
-from trainer.bench.syncs import HostSyncs
+from trainer.bench.syncs import CudaSyncs, HostSyncs
 from trainer.choices import find
 from trainer.composition import compose
 from trainer.config import Config, from_dict, to_dict
@@ -69,27 +68,22 @@ class Between:
     def __init__(self, first: int, last: int):
         self.first, self.last = first, last
         self.syncs = Located()
-        self.warned: Counter[str] = Counter()
+        # CUDA's own word, for what no operation of torch's shows.
+        self.warned = CudaSyncs()
         self._open = contextlib.ExitStack()
 
     def __call__(self, step: int) -> None:
         if step == self.first:
             self._open.enter_context(self.syncs)
             if torch.cuda.is_available():
-                # CUDA's own word, for what no operation of torch's shows.
-                self._caught = self._open.enter_context(warnings.catch_warnings(record=True))
-                warnings.simplefilter("always")
-                torch.cuda.set_sync_debug_mode("warn")
+                self._open.enter_context(self.warned)
         elif step == self.last:
-            if torch.cuda.is_available():
-                torch.cuda.set_sync_debug_mode("default")
-                self.warned.update(str(found.message).split("\n")[0] for found in self._caught if "synchroniz" in str(found.message))
             self._open.close()
 
     def figures(self) -> dict[str, Any]:
         """Counts over all steps between."""
         steps = self.last - self.first
-        return {"steps": steps, "total": self.syncs.total, "places": dict(self.syncs.places), "cuda_warnings": dict(self.warned)}
+        return {"steps": steps, "total": self.syncs.total, "places": dict(self.syncs.places), "cuda_warnings": dict(self.warned.counts)}
 
 
 def configured(family: str, *words: str) -> tuple[Config, Data]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from trainer.bench.cells import Cell, Plan, Scaling, State, cells_of, common, va
 from trainer.bench.communication import length, union, without
 from trainer.bench.results import gathered, spread
 from trainer.bench.rounds import _is_memory
+from trainer.bench.syncs import waits_in
 from trainer.choices import ConfigError
 from trainer.micro_batch import sizes
 
@@ -45,6 +47,17 @@ def test_the_slowest_rank_counts_and_work_is_added_up() -> None:
     assert found["tokens_per_joule"] == 20 and found["host_syncs_per_step"] == 2 and found["step_milliseconds"] == 2500
     alone = gathered([rank(4.0, flops=None, peak=None, energy_joules=None, syncs=None)], sequence_length=32)
     assert alone["mfu"] is None and alone["tokens_per_joule"] is None and "host_syncs_per_step" not in alone
+
+
+def test_what_the_debug_mode_says_of_itself_is_no_wait_for_the_device() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.warn(
+            "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations", stacklevel=1
+        )
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:149.)", stacklevel=1)
+    (found,) = waits_in(caught)
+    assert found.startswith("test_measuring.py:")
 
 
 def test_spreads() -> None:

@@ -10,18 +10,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-import warnings
-from collections import Counter
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer.bench.communication import Traffic
 from trainer.bench.energy import Energy
-from trainer.bench.syncs import HostSyncs
+from trainer.bench.syncs import CudaSyncs, HostSyncs
 from trainer.bench.window import COUNTED
 
 if TYPE_CHECKING:
@@ -116,7 +112,8 @@ class Watch:
         self.window, self.figures = window, Figures()
         self._timer = Timer(world.device)
         self._energy = Energy(world.device)
-        self._counter = SyncCounter(world.device)
+        self._syncs: CudaSyncs | HostSyncs = CudaSyncs() if world.device.type == "cuda" else HostSyncs()
+        self._looking = contextlib.ExitStack()
         self._traffic = Traffic(world)
         self._meter: Counted | None = None
         self._compiled = 0.0
@@ -181,9 +178,10 @@ class Watch:
     def _look(self, since: int) -> None:
         """since: steps since the last measured one. First synchronisations are counted, then operations traced."""
         if since == 0:
-            self._counter.begin()
+            self._looking.enter_context(self._syncs)
         elif since == COUNTED:
-            self.figures.syncs, self.figures.syncs_steps = self._counter.end(), COUNTED
+            self._looking.close()
+            self.figures.syncs, self.figures.syncs_steps = dict(self._syncs.counts), COUNTED
             self._traffic.begin()
         elif since == self.window.looked:
             self.figures.communication = self._traffic.end()
@@ -214,33 +212,6 @@ class Timer:
         if self.device.type != "cuda":
             return [end - begin for begin, end in pairs]
         return [begin.elapsed_time(end) / 1000 for begin, end in pairs]
-
-
-class SyncCounter:
-    """Host synchronisations by what caused them: on CUDA as CUDA itself warns of them, on a CPU as operations that would wait there."""
-
-    def __init__(self, device: torch.device):
-        self.on_cuda = device.type == "cuda"
-        self._open = contextlib.ExitStack()
-        self._counted: AbstractContextManager[Any] | None = None
-        self._caught: Any = ()
-
-    def begin(self) -> None:
-        if self.on_cuda:
-            self._caught = self._open.enter_context(warnings.catch_warnings(record=True))
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-        else:
-            self._counted = self._open.enter_context(HostSyncs())
-
-    def end(self) -> dict[str, int]:
-        if self.on_cuda:
-            torch.cuda.set_sync_debug_mode("default")
-        self._open.close()
-        if self.on_cuda:
-            said = (f"{Path(found.filename).name}:{found.lineno}" for found in self._caught if "synchroniz" in str(found.message))
-            return dict(Counter(said))
-        return dict(self._counted.counts)  # type: ignore[union-attr]
 
 
 def peak_bytes(device: torch.device) -> int:

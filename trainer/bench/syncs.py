@@ -1,8 +1,14 @@
-"""Counting host synchronisations below Python's surface, forward and backward: `with HostSyncs() as syncs: step()`."""
+"""Counting host synchronisations below Python's surface, forward and backward: `with HostSyncs() as syncs: step()`.
+
+HostSyncs sees torch's own operations, on any device; CudaSyncs what CUDA itself warns of, whoever called it.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,3 +54,28 @@ def _leaves_device(name: str, args: tuple[Any, ...], result: Any) -> bool:
     source = args[1] if name == "aten::copy_" else args[0]
     tensors = isinstance(source, torch.Tensor) and isinstance(result, torch.Tensor)
     return tensors and source.device.type != "cpu" and result.device.type == "cpu"
+
+
+class CudaSyncs:
+    """Counts what CUDA warns of as a wait for the device, by the line of Python that did it. Entered on a GPU only."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def __enter__(self) -> CudaSyncs:
+        self._catching = warnings.catch_warnings(record=True)
+        self._caught: Any = self._catching.__enter__()
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        self._catching.__exit__(*error)
+        self.counts.update(waits_in(self._caught))
+
+
+def waits_in(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+    """`file:line` of each wait that was warned of. The mode's first use in a process warns of itself too, which is none."""
+    found = (one for one in caught if "called a synchronizing CUDA operation" in str(one.message))
+    return [f"{Path(one.filename).name}:{one.lineno}" for one in found]
