@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainer.bench.cells import Cell, Plan, State
+from trainer.bench.cells import UNKNOWN, Cell, Plan, State
 from trainer.bench.comparison import Verdict, compare, ratio_of
 from trainer.bench.results import Results, load
 from trainer.bench.scaling import curves
+from trainer.bench.tables import verdict
 from trainer.choices import ConfigError
 from trainer.cli import main
 
@@ -90,8 +91,46 @@ def test_ratios_are_those_of_the_rates_in_either_direction_and_any_unit(first: l
 
 
 def test_one_repeat_says_nothing() -> None:
-    (pair,) = compare(results(cell([1000.0])), results(cell([500.0]))).pairs
+    found = compare(results(cell([1000.0])), results(cell([500.0])))
+    (pair,) = found.pairs
     assert pair.ratio.verdict is Verdict.unknown and pair.ratio.ratio == pytest.approx(0.5) and not pair.regression
+    assert not found.passes and verdict(found) == "no verdict: all cells have too few repeats; each needs two or more in both benches"
+    # Beside one of which something can be said, that is told.
+    one = (cell([1000.0, 1001.0], precision="bf16"), cell([1000.0]))
+    found = compare(results(*one), results(*one))
+    assert found.passes and "no cell of 1 is slower" in verdict(found) and "1 cells have too few repeats" in verdict(found)
+
+
+def test_a_cell_that_was_measured_before_and_is_not_any_more_is_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def bench(name: str, *ends: tuple[State, list[float], str]) -> str:
+        cells = [cell(rates, label=str(number), sequence_length=str(number)) for number, (_, rates, _) in enumerate(ends)]
+        for one, (state, _, reason) in zip(cells, ends, strict=True):
+            one.state, one.reason = state, reason
+        if ends[-1][0] is State.refused:
+            cells[-1].settings["processes"] = UNKNOWN  # refused before it was known
+        results(*cells).write(tmp_path / name)
+        return str(tmp_path / name)
+
+    good = (State.measured, [1000.0, 1001.0], "")
+    before = bench("before", good, good)
+    for state, rates, reason in (
+        (State.failed, [], "it fell over"),
+        (State.failed, [1000.0, 1001.0], "in its last repeat"),
+        (State.no_memory, [], "CUDA out of memory"),
+        (State.refused, [], "precision: no"),
+    ):
+        after = bench("after", good, (state, rates, reason))
+        assert main(["bench", "compare", before, after]) == 1, state
+        told = capsys.readouterr().out
+        assert f"1: {state.value}: {reason}, a regression" in told and "1 of the cells that" in told and "only in" not in told
+        # What was no better before is none.
+        assert main(["bench", "compare", after, after]) == 0, state
+        capsys.readouterr()
+    assert main(["bench", "compare", bench("after", good), before]) == 0
+    assert main(["bench", "compare", before, bench("after", good)]) == 0, "another bench may have fewer cells"
+    assert "only in the first: 1" in capsys.readouterr().out
+    assert main(["bench", "compare", before, bench("after", good, (State.pending, [], ""))]) == 1
+    assert "1: not measured yet, a regression" in capsys.readouterr().out
 
 
 def test_what_else_differs_is_told_and_cells_are_matched_by_their_settings() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from trainer.bench.cells import BASIC, Cell
+from trainer.bench.cells import BASIC, UNKNOWN, Cell, State
 from trainer.bench.conditions import differences
 from trainer.bench.results import FIGURES, RATE, Results, values
 from trainer.choices import ConfigError, nearest
@@ -76,21 +76,43 @@ class Pair:
     regression: bool
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A cell of both that the first measured and the second did not."""
+
+    label: str
+    reason: str
+
+
 @dataclass
 class Comparison:
-    """pairs: of the cells that both have figures of; alone: the others, in words; warnings: what else differs between the two."""
+    """pairs: of the cells that both have figures of. lost: of those that only the first could measure. alone: what one has not, in words.
+
+    warnings: what else differs between the two.
+    """
 
     first: Results
     second: Results
     threshold: float
     figure: str = RATE
     pairs: list[Pair] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def regressions(self) -> list[Pair]:
         return [pair for pair in self.pairs if pair.regression]
+
+    @property
+    def judged(self) -> list[Pair]:
+        """The pairs that a verdict could be given of."""
+        return [pair for pair in self.pairs if pair.ratio.verdict is not Verdict.unknown]
+
+    @property
+    def passes(self) -> bool:
+        """Whether nothing got slower, nothing was lost, and anything at all can be said."""
+        return bool(self.judged) and not self.regressions and not self.lost
 
 
 def compare(first: Results, second: Results, threshold: float = THRESHOLD, figure: str = RATE) -> Comparison:
@@ -99,11 +121,11 @@ def compare(first: Results, second: Results, threshold: float = THRESHOLD, figur
         raise ConfigError(f"figure: {figure}; allowed: {', '.join(FIGURES)}{nearest(figure, FIGURES)}")
     if not 0 <= threshold < 1:
         raise ConfigError(f"threshold: {threshold}; allowed: a share from 0 to below 1, e.g. threshold=0.03")
-    both, alone = _matched(first, second, figure)
-    if not both:
+    both, lost, alone = _matched(first, second, figure)
+    if not both and not lost:
         raise ConfigError(f"{first.name} and {second.name} have no cell in common; {'; '.join(alone)}")
-    found = Comparison(first, second, threshold, figure, alone=alone, warnings=_warnings(first, second, both))
-    confidence = 1 - (1 - CONFIDENCE) / len(both)
+    found = Comparison(first, second, threshold, figure, lost=lost, alone=alone, warnings=_warnings(first, second, both))
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(both))
     for one, other in both:
         ratio = ratio_of(values(one, figure), values(other, figure), confidence)
         worse = ratio.verdict is Verdict.slower and ratio.ratio < 1 - threshold
@@ -111,17 +133,34 @@ def compare(first: Results, second: Results, threshold: float = THRESHOLD, figur
     return found
 
 
-def _matched(first: Results, second: Results, figure: str) -> tuple[list[tuple[Cell, Cell]], list[str]]:
+def _matched(first: Results, second: Results, figure: str) -> tuple[list[tuple[Cell, Cell]], list[Lost], list[str]]:
     """Cells by their settings; what is common to all cells of a bench counts too, for another may vary it."""
     apart = _varying_in_both(first, second)
     known = {_key(cell, apart): cell for cell in first.cells if values(cell, figure)}
-    both, alone = [], []
-    for cell in (cell for cell in second.cells if values(cell, figure)):
-        if (other := known.pop(_key(cell, apart), None)) is not None:
-            both.append((other, cell))
-        else:
+    both, lost, alone = [], [], []
+    for cell in second.cells:
+        # What was refused early is not known in every setting.
+        keys = [key for key in known if _alike(key, _key(cell, apart))]
+        for other in [known.pop(key) for key in keys]:
+            if values(cell, figure) and (_ends(cell) or not _ends(other)):
+                both.append((other, cell))
+            else:
+                lost.append(Lost(other.label, _why(cell, figure)))
+        if not keys and values(cell, figure):
             alone.append(f"only in the second: {cell.label}")
-    return both, alone + [f"only in the first: {cell.label}" for cell in known.values()]
+    return both, lost, alone + [f"only in the first: {cell.label}" for cell in known.values()]
+
+
+def _ends(cell: Cell) -> bool:
+    """Whether nothing kept a cell from its last repeat."""
+    return cell.state in (State.measured, State.pending)
+
+
+def _why(cell: Cell, figure: str) -> str:
+    """Why there is no figure of a cell."""
+    if not _ends(cell):
+        return f"{cell.state.value}: {cell.reason}"
+    return f"no {figure.replace('_', ' ')} of it" if cell.repeats else "not measured yet"
 
 
 def _varying_in_both(first: Results, second: Results) -> list[str]:
@@ -136,6 +175,10 @@ def _varying_in_both(first: Results, second: Results) -> list[str]:
 
 def _key(cell: Cell, keys: Sequence[str]) -> tuple[str | None, ...]:
     return tuple(cell.settings.get(key) for key in keys)
+
+
+def _alike(one: Sequence[str | None], other: Sequence[str | None]) -> bool:
+    return all(mine == theirs or UNKNOWN in (mine, theirs) for mine, theirs in zip(one, other, strict=True))
 
 
 def _warnings(first: Results, second: Results, both: Sequence[tuple[Cell, Cell]]) -> list[str]:

@@ -199,7 +199,10 @@ def show_comparison(out: Console, found: Comparison) -> None:
     for row, pair in zip(comparison_rows(found), found.pairs, strict=True):
         style = styles.get(pair.ratio.verdict)
         table.add_row(*map(escape, row[:-1]), f"[{style}]{row[-1]}[/]" if style else row[-1])
-    show(out, table)
+    if found.pairs:
+        show(out, table)
+    for lost in found.lost:
+        out.print(f"[red]{escape(lost.label)}[/]: {escape(lost.reason)}, a regression", soft_wrap=True)
     for line in found.alone:
         out.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
     out.print(verdict(found), soft_wrap=True)
@@ -219,11 +222,16 @@ def comparison_rows(found: Comparison) -> list[list[str]]:
 
 
 def verdict(found: Comparison) -> str:
-    """The comparison in a sentence."""
-    count = len(found.regressions)
-    if count:
-        return f"{count} of {len(found.pairs)} cells slower by more than {found.threshold:.0%}, beyond the noise"
-    return f"no cell of {len(found.pairs)} is slower by more than {found.threshold:.0%} beyond the noise"
+    """The comparison in a sentence or two."""
+    slower, judged = len(found.regressions), len(found.judged)
+    told = [f"{len(found.lost)} of the cells that {found.first.name} has are not measured in {found.second.name}"] if found.lost else []
+    if slower:
+        told.append(f"{slower} of {judged} cells slower by more than {found.threshold:.0%}, beyond the noise")
+    elif judged:
+        told.append(f"no cell of {judged} is slower by more than {found.threshold:.0%} beyond the noise")
+    if unknown := len(found.pairs) - judged:
+        told.append(f"{unknown if judged else 'no verdict: all'} cells have too few repeats; each needs two or more in both benches")
+    return "; ".join(told)
 
 
 def markdown(results: Results) -> str:

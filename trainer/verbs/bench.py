@@ -47,7 +47,7 @@ class CompareOptions:
 
 
 def run(words: list[str]) -> int:
-    """Returns 0; 1 where a cell was refused or failed, or where a comparison found a regression; 130 where it was interrupted."""
+    """Returns 0; 1 where a cell was refused or failed, or a comparison found a regression or no verdict at all; 130 where interrupted."""
     if words[:1] == ["compare"]:
         return _compare(words[1:])
     own, rest = taken(words, Options)
@@ -125,7 +125,7 @@ def _compare(words: list[str]) -> int:
     first, second = (_named(load(Path(name)), name) for name in names)
     found = compare(first, second, options.threshold, options.figure)
     show_comparison(console(), found)
-    return int(bool(found.regressions))
+    return int(not found.passes)
 
 
 def _named(results: Results, name: str) -> Results:
