@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.bench.cells import Cell, Plan, Scaling, State, cells_of, common, varying
 from trainer.bench.communication import length, union, without
-from trainer.bench.results import gathered, spread
+from trainer.bench.energy import Energy
+from trainer.bench.results import Results, gathered, spread
 from trainer.bench.rounds import _is_memory
 from trainer.bench.syncs import waits_in
+from trainer.bench.tables import notes
 from trainer.choices import ConfigError
 from trainer.micro_batch import sizes
 
@@ -36,7 +40,8 @@ def test_time_in_which_only_some_are_busy(talk: list[tuple[int, int]], compute: 
 def test_the_slowest_rank_counts_and_work_is_added_up() -> None:
     def rank(seconds: float, **more: object) -> dict:
         plain = {"device": "cpu", "seconds": seconds, "step_seconds": [seconds / 2] * 2, "host_seconds": seconds, "cpu_seconds": 1.0}
-        plain |= {"waited": 1.0, "tokens": 120, "samples": 4, "flops": 50.0, "peak": 100.0, "memory_bytes": 7, "energy_joules": 3.0}
+        plain |= {"waited": 1.0, "tokens": 120, "samples": 4, "flops": 50.0, "peak": 100.0, "memory_bytes": 7}
+        plain |= {"energy_joules": 3.0, "energy_missing": ""}
         plain |= {"compile_seconds": 0.0, "compile_seconds_within": 0.0, "start_seconds": 1.0}
         plain |= {"syncs": {"aten::item": 4}, "syncs_steps": 2, "communication": None}
         return plain | more
@@ -58,6 +63,19 @@ def test_what_the_debug_mode_says_of_itself_is_no_wait_for_the_device() -> None:
         warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:149.)", stacklevel=1)
     (found,) = waits_in(caught)
     assert found.startswith("test_measuring.py:")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a counter here")
+def test_energy_that_is_not_known_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = Energy(torch.device("cuda"))
+    nowhere.begin()
+    assert nowhere.end() is None and nowhere.missing == "NVML: NVML Shared Library Not Found"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Energy(torch.device("cuda")).missing == "nvidia-ml-py is not installed; pip install 'shardloom[bench]'"
+    assert Energy(torch.device("cpu")).missing == ""
+
+    cell = Cell({"model": "x"}, [], state=State.measured, repeats=[{"clock": "device events", "energy_missing": nowhere.missing}] * 2)
+    assert "no energy: NVML: NVML Shared Library Not Found" in notes(Results("bench", "trainer bench", Plan(), {}, [cell]))
 
 
 def test_spreads() -> None:

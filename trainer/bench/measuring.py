@@ -44,8 +44,9 @@ class Figures:
 
     seconds: by device events on CUDA, else by the host's clock; step_seconds: of each step, likewise. host_seconds, cpu_seconds: wall time
     of the host, and CPU time of all threads of this process. waited: for data. tokens, samples: of the global batches; flops: of this
-    rank. memory_bytes: most on the device, on a CPU the most this process ever held. compile_seconds: until the end; of them within what
-    was measured. start_seconds: from the start of the process to the first step. syncs: host synchronisations in `looked` steps.
+    rank. memory_bytes: most on the device, on a CPU the most this process ever held. energy_missing: why no energy is known.
+    compile_seconds: until the end; of them within what was measured. start_seconds: from the start of the process to the first step.
+    syncs: host synchronisations in `looked` steps, their log lines left out.
     """
 
     device: str = ""
@@ -60,6 +61,7 @@ class Figures:
     peak: float | None = None
     memory_bytes: int = 0
     energy_joules: float | None = None
+    energy_missing: str = ""
     compile_seconds: float = 0.0
     compile_seconds_within: float = 0.0
     start_seconds: float = 0.0
@@ -164,7 +166,7 @@ class Watch:
         figures, meter = self.figures, self._meter
         meter.on = False
         figures.device = str(self.world.device.type)
-        figures.energy_joules = self._energy.end()
+        figures.energy_joules, figures.energy_missing = self._energy.end(), self._energy.missing
         figures.host_seconds, figures.cpu_seconds = (end - begin for begin, end in zip(self._host, host, strict=True))
         figures.step_seconds = self._timer.laps()
         figures.seconds = sum(figures.step_seconds)

@@ -153,6 +153,7 @@ def gathered(ranks: list[dict[str, Any]], sequence_length: int) -> dict[str, Any
         "compile_seconds_within": max(rank["compile_seconds_within"] for rank in ranks),
         "start_seconds": max(rank["start_seconds"] for rank in ranks),
         "energy_joules": energy,
+        "energy_missing": next((rank["energy_missing"] for rank in ranks if rank["energy_missing"]), ""),
         "tokens_per_joule": first["tokens"] / energy if energy else None,
     }
     if first["syncs"] is not None:

@@ -133,6 +133,8 @@ def notes(results: Results) -> list[str]:
     found += ["CPU ms: CPU time a step of all threads of all ranks: the load of others is not in it"] if "cpu_milliseconds" in keys else []
     if "memory_bytes" in keys:
         found.append("memory: the most that tensors took on a device" if on_gpu else "memory: the most a process has held, code included")
+    missing = dict.fromkeys(told for cell in results.measured for repeat in cell.repeats if (told := repeat.get("energy_missing")))
+    found += [f"no energy: {told}" for told in missing]
     if "host_syncs_per_step" in keys:
         found.append("syncs: as CUDA warns of them" if on_gpu else "syncs: operations that would make the host wait for a GPU")
     if any(any(values(cell, "compile_seconds_within")) for cell in results.measured):
