@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from trainer.bench.cells import Cell, Plan, Scaling, State, cells_of, common, varying
 from trainer.bench.communication import length, union, without
 from trainer.bench.energy import Energy
+from trainer.bench.measuring import Counted
 from trainer.bench.results import Results, gathered, spread
 from trainer.bench.rounds import _is_memory
-from trainer.bench.syncs import waits_in
+from trainer.bench.syncs import CudaSyncs, HostSyncs
 from trainer.bench.tables import notes
 from trainer.choices import ConfigError
 from trainer.micro_batch import sizes
@@ -54,15 +55,42 @@ def test_the_slowest_rank_counts_and_work_is_added_up() -> None:
     assert alone["mfu"] is None and alone["tokens_per_joule"] is None and "host_syncs_per_step" not in alone
 
 
-def test_what_the_debug_mode_says_of_itself_is_no_wait_for_the_device() -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+def test_what_cuda_says_of_its_debug_mode_is_no_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    def mode(name: str) -> None:
+        """As torch's own, the first time in a process."""
+        modes.append(name)
         warnings.warn(
-            "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations", stacklevel=1
+            "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations", stacklevel=2
         )
-        warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:149.)", stacklevel=1)
-    (found,) = waits_in(caught)
-    assert found.startswith("test_measuring.py:")
+
+    def wait() -> None:
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at CUDAFunctions.cpp:149.)", stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode)
+    with CudaSyncs() as syncs:
+        pass
+    assert not syncs.counts and modes == ["warn", "default"]
+    with CudaSyncs() as syncs:
+        for _ in range(2):
+            wait()
+        with syncs.apart():
+            wait()
+    ((place, count),) = syncs.counts.items()
+    assert place.startswith("test_measuring.py:") and count == 2
+
+
+def test_a_log_line_within_the_steps_that_are_looked_at_is_not_counted() -> None:
+    class Reading:
+        def flush(self) -> float:
+            return torch.ones(()).item()
+
+    with HostSyncs() as syncs:
+        torch.ones(()).item()
+        assert Counted(Reading(), syncs).flush() == 1.0
+        torch.ones(()).item()
+    assert syncs.counts == {"aten::_local_scalar_dense": 2}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a counter here")

@@ -74,10 +74,10 @@ class Figures:
 
 
 class Counted:
-    """The loop's meter, which goes on as it is; notes what it is told while `on`."""
+    """The loop's meter, which goes on as it is; notes what it is told while `on`. syncs: a counter of synchronisations."""
 
-    def __init__(self, meter: Any):
-        self._meter = meter
+    def __init__(self, meter: Any, syncs: CudaSyncs | HostSyncs):
+        self._meter, self._syncs = meter, syncs
         self.on = False
         self.waited, self.tokens, self.samples = 0.0, 0, 0
         self.batches: list[tuple[int, dict[str, int], tuple[int, ...], tuple[int, ...]]] = []
@@ -105,6 +105,11 @@ class Counted:
             self.samples += samples
         self._meter.close(step, norm, applied, tokens, samples)
 
+    def flush(self) -> Any:
+        # A log line reads the device, as it must, once in many steps: it is none of what a step waits for.
+        with self._syncs.apart():
+            return self._meter.flush()
+
 
 class Watch:
     """The run's stop agreement, which goes on as it is, and the moments at which steps begin."""
@@ -125,7 +130,7 @@ class Watch:
 
     def attach(self, training: Training) -> None:
         """Stand between the loop and its meter."""
-        self._meter = Counted(training.meter)
+        self._meter = Counted(training.meter, self._syncs)
         training.meter = self._meter  # type: ignore[assignment]
         self.figures.peak = training.meter.peak
         self._work = training.work

@@ -5,9 +5,10 @@ HostSyncs sees torch's own operations, on any device; CudaSyncs what CUDA itself
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ class HostSyncs(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self._apart = False
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        self._apart = True
+        try:
+            yield
+        finally:
+            self._apart = False
 
     @property
     def total(self) -> int:
@@ -35,7 +46,7 @@ class HostSyncs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if (
+        if not self._apart and (
             name in _WAITS
             or (name.startswith("aten::index") and _has_mask(args))
             or (name in _COPIES and _leaves_device(name, args, result))
@@ -61,10 +72,11 @@ class CudaSyncs:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self._caught: list[warnings.WarningMessage] = []
 
     def __enter__(self) -> CudaSyncs:
         self._catching = warnings.catch_warnings(record=True)
-        self._caught: Any = self._catching.__enter__()
+        self._caught = self._catching.__enter__()
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         return self
@@ -72,10 +84,15 @@ class CudaSyncs:
     def __exit__(self, *error: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
         self._catching.__exit__(*error)
-        self.counts.update(waits_in(self._caught))
+        # The mode's first use in a process warns of itself too, which is no wait.
+        waits = (one for one in self._caught if "called a synchronizing CUDA operation" in str(one.message))
+        self.counts.update(f"{Path(one.filename).name}:{one.lineno}" for one in waits)
 
-
-def waits_in(caught: Iterable[warnings.WarningMessage]) -> list[str]:
-    """`file:line` of each wait that was warned of. The mode's first use in a process warns of itself too, which is none."""
-    found = (one for one in caught if "called a synchronizing CUDA operation" in str(one.message))
-    return [f"{Path(one.filename).name}:{one.lineno}" for one in found]
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        before = len(self._caught)
+        try:
+            yield
+        finally:
+            del self._caught[before:]

@@ -136,7 +136,8 @@ def notes(results: Results) -> list[str]:
     missing = dict.fromkeys(told for cell in results.measured for repeat in cell.repeats if (told := repeat.get("energy_missing")))
     found += [f"no energy: {told}" for told in missing]
     if "host_syncs_per_step" in keys:
-        found.append("syncs: as CUDA warns of them" if on_gpu else "syncs: operations that would make the host wait for a GPU")
+        how = "as CUDA warns of them" if on_gpu else "operations that would make the host wait for a GPU"
+        found.append(f"syncs: {how}, log lines left out")
     if any(any(values(cell, "compile_seconds_within")) for cell in results.measured):
         found.append("something was still compiled within the measured steps: give more warmup=…")
     return found
