@@ -22,14 +22,21 @@ CONVENTION = (
     "the devices"
 )
 
-# Dense bf16 FLOP/s by the vendors' data sheets, without sparsity. The first pattern that occurs in the device's name counts.
+# Dense bf16 FLOP/s with fp32 sums, by the vendors' data sheets: half of what those say of sparse matrices. Of the RTX cards by NVIDIA's
+# white papers on GA102 and on Ada. The first pattern that occurs in the device's name counts.
 PEAKS = (
+    (r"\bH(100|800) PCIe\b", 756e12),
+    (r"\bH(100|200) NVL\b", 835e12),
     (r"\b(GH200|H200|H100|H800)\b", 989e12),
     (r"\bGB?200\b|\bB200\b", 2250e12),
     (r"\bH20\b", 148e12),
     (r"\bA(100|800)\b", 312e12),
     (r"\bL40S\b", 362e12),
     (r"\bL4\b", 121e12),
+    (r"\bA10\b", 125e12),
+    (r"\bRTX A6000\b", 154.8e12),
+    # Not the 4090 D, nor that of laptops.
+    (r"\bRTX 4090$", 165.2e12),
     (r"\bMI300X\b", 1307e12),
 )
 
@@ -49,7 +56,9 @@ def device_name(device: torch.device) -> str:
 
 
 def named_peak(name: str) -> float | None:
-    """Dense bf16 FLOP/s by a device's name."""
+    """Dense bf16 FLOP/s by a device's name; None of a part of a GPU (MIG), whose share its name does not tell."""
+    if re.search(r"\bMIG\b", name):
+        return None
     return next((peak for pattern, peak in PEAKS if re.search(pattern, name)), None)
 
 
