@@ -66,6 +66,27 @@ def capabilities() -> list[tuple[str, tuple[int, int]]]:
     return [(name, (int(major), int(minor))) for name, major, minor in re.findall(r"^(.+), *(\d+)\.(\d+)$", told, re.MULTILINE)]
 
 
+def limits() -> dict[str, str]:
+    """Driver, power limit and clocks of the GPUs in this host: what decides their speed beside their name.
+
+    Where a limit is below what the card has by itself, both are told. Of unlike GPUs each; empty where nvidia-smi does not tell.
+    """
+    fields = "driver_version,power.limit,power.default_limit,clocks.applications.graphics,clocks.max.graphics"
+    told = _nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader") or ""
+    found: dict[str, list[str]] = {"driver": [], "power_limit": [], "clocks": []}
+    for driver, power, most_power, clocks, most_clocks in re.findall(r"^(.+), *(.+), *(.+), *(.+), *(.+)$", told, re.MULTILINE):
+        found["driver"].append(driver)
+        found["power_limit"].append(_limit(power, most_power))
+        found["clocks"].append(_limit(clocks, most_clocks))
+    return {key: text for key, each in found.items() if (text := " + ".join(dict.fromkeys(filter(None, each))))}
+
+
+def _limit(now: str, most: str) -> str:
+    """What is not known stands in brackets."""
+    known = [each for each in dict.fromkeys((now, most)) if not each.startswith("[")]
+    return " of ".join(known)
+
+
 def _present() -> int:
     """nvidia-smi knows what a container was given; without it, the driver's own list, cut to the device files that there are."""
     told = _nvidia_smi("-L")

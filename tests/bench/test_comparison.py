@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from trainer.bench.cells import UNKNOWN, Cell, Plan, State
 from trainer.bench.comparison import Verdict, compare, ratio_of
+from trainer.bench.conditions import conditions
 from trainer.bench.results import Results, load
 from trainer.bench.scaling import curves
 from trainer.bench.tables import verdict
@@ -146,6 +149,32 @@ def test_what_else_differs_is_told_and_cells_are_matched_by_their_settings() -> 
     assert len(found.pairs) == 1 and found.warnings == ["optim: adamw, muon"]
     with pytest.raises(ConfigError, match="no cell in common; only in the second: zero2"):
         compare(results(cell([1.0], precision="bf16")), results(cell([1.0], strategy="zero2")))
+
+
+def test_another_driver_and_a_capped_gpu_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+    def seen(*lines: str) -> Results:
+        told = "\n".join(lines)
+        command.write_text(f"#!/bin/sh\ncase $1 in *driver*) echo '{told}';; *name*) echo 'NVIDIA H200, 9.0';; esac\n")
+        command.chmod(0o755)
+        found = results(cell([1.0, 1.1]))
+        found.conditions = conditions("cuda")
+        return found
+
+    before = seen("580.65, 700.00 W, 700.00 W, [N/A], 1980 MHz", "580.65, 700.00 W, 700.00 W, [N/A], 1980 MHz")
+    about = before.conditions
+    assert (about["device"], about["driver"], about["power_limit"], about["clocks"]) == ("NVIDIA H200", "580.65", "700.00 W", "1980 MHz")
+    assert {"cuda": "13.0"}.items() <= about["versions"].items()
+    after = seen("590.44, 700.00 W, 700.00 W, 1980 MHz, 1980 MHz", "590.44, 500.00 W, 700.00 W, 1500 MHz, 1980 MHz")
+    assert compare(before, after).warnings == [
+        "driver: 580.65, 590.44",
+        "power_limit: 700.00 W, 700.00 W + 500.00 W of 700.00 W",
+        "clocks: 1980 MHz, 1980 MHz + 1500 MHz of 1980 MHz",
+    ]
+    assert "driver" not in seen('Field "driver_version" is not a valid field to query.').conditions
 
 
 def test_the_exit_code_of_compare_is_that_of_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

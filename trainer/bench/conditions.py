@@ -46,9 +46,10 @@ def commit() -> str | None:
 
 def _gpus() -> dict[str, Any]:
     """The GPUs by the driver's tool: the front door makes no context of its own on a device."""
-    from trainer.launch.devices import capabilities, find_gpus
+    from trainer.launch.devices import capabilities, find_gpus, limits
 
-    return {"device": " + ".join(dict.fromkeys(name for name, _ in capabilities())) or "GPU", "devices": find_gpus().count}
+    names = " + ".join(dict.fromkeys(name for name, _ in capabilities())) or "GPU"
+    return {"device": names, "devices": find_gpus().count} | limits()
 
 
 def _cpu() -> str:
