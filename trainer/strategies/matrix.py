@@ -23,41 +23,41 @@ class Refusal:
 
 
 # Each rank holds only a part of every tensor.
-_CUT = ("zero1", "zero2", "zero3", "fsdp", "hsdp")
+CUT = ("zero1", "zero2", "zero3", "fsdp", "hsdp")
 
 _SWAPPED = "DeepSpeed leaves on the disk what checkpoints, averages and the proof before step 1 read and write between steps"
 
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        strategies=_CUT,
+        strategies=CUT,
         key="optim",
         value="muon",
         reason="Muon orthogonalizes whole matrices, and each rank of this strategy holds only a part of every matrix",
         mend="optim=adamw, or strategy=ddp",
     ),
     Refusal(
-        strategies=_CUT,
+        strategies=CUT,
         key="optim",
         value="lamb",
         reason="LAMB scales a step by the norm of the whole tensor, and each rank of this strategy holds only a part of every tensor",
         mend="optim=adamw, or strategy=ddp",
     ),
     Refusal(
-        strategies=_CUT,
+        strategies=CUT,
         key="optim",
         value="adafactor",
         reason="Adafactor averages over the rows and columns of whole matrices, and each rank of this strategy holds only a part of them",
         mend="optim=adamw or lion, or strategy=ddp",
     ),
     Refusal(
-        strategies=_CUT,
+        strategies=CUT,
         key="adapter",
         value="adalora",
         reason="AdaLoRA weighs the gradients of whole matrices, and each rank of this strategy holds only a part of every matrix",
         mend="adapter=lora, or strategy=ddp",
     ),
     Refusal(
-        strategies=_CUT,
+        strategies=CUT,
         key="adapter",
         value="qlora",
         reason="a weight in 4 bits is no parameter that this strategy could cut or count",
@@ -101,7 +101,7 @@ class Unproven:
 
 UNPROVEN: tuple[Unproven, ...] = (
     Unproven(
-        ("single", "ddp", *_CUT),
+        ("single", "ddp", *CUT),
         "precision=fp8",
         "no GPU has run it; on CPUs, which round to the same 8 bits, its curve is near that of bf16",
     ),
