@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -320,6 +321,23 @@ def test_c18_a_halt_is_not_passed_by_a_save_or_a_stop(tmp_path, texts):
     again = training(single(), stopped)
     poison(again, at=3)
     assert again.step == 0 and again.loop() is Outcome.halted
+
+
+def test_what_refers_to_itself_lives_to_the_next_log_line(tmp_path, texts):
+    """Between them the collector stays off; no checkpoint is waited for."""
+    held, alive = [], {}
+
+    class Cycle:
+        def __init__(self):
+            self.tensor, self.itself = torch.zeros(8), self
+
+    def before(step):
+        if step == 2:
+            held.append(weakref.ref(Cycle()))
+        alive[step] = [one() is not None for one in held]
+
+    training(single(), ready(tmp_path, texts, "log_every=3", "steps=5"), StopAfter(before=before)).loop()
+    assert alive == {1: [], 2: [True], 3: [True], 4: [False], 5: [False]}
 
 
 def test_overwriting_is_refused_before_anything_is_lost(tmp_path, texts):

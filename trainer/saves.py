@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -63,7 +62,6 @@ class Saves:
         """
         for must in (False, True):
             if self.saved_at != step:
-                gc.collect()  # the same step on every rank
                 self.saver.save(take)
                 self.saved_at = step
             if not last:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import time
 from collections.abc import Mapping
@@ -257,6 +258,8 @@ class Training:
         steps = self.meter.flush()
         if not steps:
             return True
+        # What refers to itself may hold memory of the device. Here every rank has just waited for all others.
+        gc.collect()
         self.last = steps[-1] | self.meter.speed() | self.saves.figures()
         self.measured["loss"] = self.last["loss"]
         if self.compiler and (complaint := self.compiler.complaint()):
