@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import psutil
@@ -21,7 +20,6 @@ from tests.tasks import test_classification
 from trainer import compose, micro_batch
 from trainer.choices import ConfigError
 from trainer.data.corpus import open_corpus
-from trainer.models.blocks import blocks
 from trainer.run import RunDir, load_frozen
 
 
@@ -79,14 +77,6 @@ def test_a_micro_batch_is_timed_without_the_step_and_beside_its_gradients(tmp_pa
     assert seen == [(0, False), (1, False), (1, True), (1, True), (1, True)]
 
 
-def test_blocks_are_wrapped_once_however_many_sizes_are_tried(tmp_path: Path, texts: Path) -> None:
-    here = loops.training(loops.single(), loops.ready(tmp_path, texts, "recompute.every=1"))
-    for size in (1, 2):
-        micro_batch._wrap_blocks(here.placement.task_module, here.config, torch.device("cpu"), size)
-    (block,) = blocks(here.placement.task_module)
-    assert block.forward.args[1] == type(block).forward.__get__(block), "what is recomputed is the block itself"
-
-
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 40), st.integers(1, 7))
 def test_the_longest_rows_are_found_in_parts_of_a_table(lengths: list[int], count: int, at_once: int) -> None:
     class Table(SimpleNamespace):
@@ -107,23 +97,3 @@ def test_what_is_tried_of_fine_tuning_is_its_longest_examples(tmp_path: Path) ->
     step = micro_batch.longest_step(config, split, 3)
     lengths = sorted(np.asarray(split.rows.lengths[:]).tolist())
     assert step.tokens == sum(lengths[-3:]) > sum(lengths[:3]) and step.micro_batches[0].tokens == step.tokens
-
-
-def test_each_size_is_compiled_as_training_compiles_its_full_micro_batches(tmp_path: Path, texts: Path) -> None:
-    graphs: list[tuple[int, bool]] = []  # tokens, and whether their number was left open
-
-    def noting(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        if shapes := [given.shape for given in inputs if isinstance(given, torch.Tensor) and given.dim() == 3]:  # not the loss
-            graphs.append((shapes[0][1], any(isinstance(given, torch.SymInt) for given in inputs)))
-        return graph.forward
-
-    torch._dynamo.register_backend(noting, name="noting")
-    words = ("compile.blocks=true", "compile.backend=noting", "recompute.every=1", "micro_batch=2")
-    path = loops.ready(tmp_path, texts, *words)
-    told: list[int] = []
-    with pytest.MonkeyPatch.context() as patched:
-        # Whatever else the machine does meanwhile.
-        patched.setattr(micro_batch, "_GAIN", 0.0)
-        patched.setattr(micro_batch, "_fits", lambda device: True)
-        micro_batch.trial(path, 2, 1, told.append)
-    assert told == [1, 2] and graphs == [(32, False), (64, False)]

@@ -27,7 +27,6 @@ from trainer.strategies.matrix import CUT
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from trainer.data.corpus import Split
     from trainer.data.loading import Step
@@ -105,11 +104,14 @@ def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] =
     """
     import torch
 
+    from trainer.compiling import compiles
     from trainer.data.corpus import open_corpus
     from trainer.distributed import World
     from trainer.initial import start
     from trainer.models.activations import fuse_activations
+    from trainer.models.compiled import compile_blocks
     from trainer.models.heads import chunk_head
+    from trainer.models.recompute import recompute_blocks
     from trainer.strategies.single import Single
     from trainer.trainer import objective
 
@@ -123,13 +125,16 @@ def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] =
     begun = start(config, corpus, world)
     module = begun.module.train()
     fuse_activations(module, config.compile)
+    if compiles(config, device.type):
+        # The graph that is for any size: one for each would be compiled for longer than the trial takes.
+        compile_blocks(module, config.compile)
+    recompute_blocks(module, config.recompute)
     chunk_head(module, config.head)
     config.precision.prepare(module)
     best, best_rate = 0, 0.0
     with while_there_is_memory():
         placement = Single().place(module, begun.weights, config.adapter.watched(config.optim.build), config, world)
         for size in sizes(rows):
-            _wrap_blocks(module, config, device, size)
             step = longest_step(config, corpus.split("train"), size)
             batch = step.micro_batches[0].to(device)
 
@@ -143,20 +148,6 @@ def trial(path: Path, rows: int, world_size: int, found: Callable[[int], None] =
             best, best_rate = size, rate
             found(best)
     return {"micro_batch": best}
-
-
-def _wrap_blocks(module: nn.Module, config: Config, device: torch.device, size: int) -> None:
-    """Compile and recompute blocks as training does at this micro-batch, whose full ones have a graph of their own."""
-    from trainer.compiling import compiles
-    from trainer.models.blocks import blocks
-    from trainer.models.compiled import compile_blocks
-    from trainer.models.recompute import recompute_blocks
-
-    for block in blocks(module):
-        vars(block).pop("forward", None)  # that of the size before
-    if compiles(config, device.type):
-        compile_blocks(module, config.compile, (config.sequence_length,) * size)
-    recompute_blocks(module, config.recompute)
 
 
 @dataclass(frozen=True)

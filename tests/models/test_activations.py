@@ -9,18 +9,24 @@ from trainer.models.activations import fuse_activations
 
 def _gpt2(activation: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 64, "n_positions": 16}
-    return AutoModelForCausalLM.from_config(GPT2Config(**sizes, activation_function=activation, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+    config = GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2, activation_function=activation,
+                        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
 
 
 def _step(model: torch.nn.Module) -> tuple[int, float, list[torch.Tensor]]:
     """Tensors that its forward keeps, its loss and its gradients."""
     ids = torch.arange(16).view(2, 8)
-    kept = set()
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.add(tensor.data_ptr()) or tensor, lambda tensor: tensor):
+    kept: set[int] = set()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
-    return len(kept), loss.item(), [parameter.grad for parameter in model.parameters()]
+    return len(kept), loss.item(), [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def test_same_loss_and_gradients_from_less_memory() -> None:

@@ -86,7 +86,9 @@ class VocabularyModule(Headed):
         assert self.chunk_bytes is not None
         rows = max(1, self.chunk_bytes // (4 * linear.weight.shape[0]))
         if self.training and not self.regularized:
-            return {self.term: linear_cross_entropy(hidden, linear.weight, linear.bias, targets, self.vocabulary_size, rows, self.cross_entropy)}
+            return {
+                self.term: linear_cross_entropy(hidden, linear.weight, linear.bias, targets, self.vocabulary_size, rows, self.cross_entropy)
+            }
 
         def sums(hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
             return self._of_logits(F.linear(hidden, linear.weight, linear.bias), targets)
