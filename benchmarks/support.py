@@ -45,7 +45,7 @@ TASKS = {
     "mlm_nsp": ("model=bert_tiny", *loops.GPT),
 }
 # Least that is allowed, and how many times the measured noise.
-LOSS, TIMES = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}, 5.0
+LOSS, TIMES = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3, "fp8": 1e-2}, 5.0
 FLOOR = "noise"
 
 
@@ -168,10 +168,10 @@ def main() -> int:
         [
             "# Support matrix",
             f"{count - bad} of {count} combinations of strategy, optimizer, precision, task and adapter that are allowed: the loss falls, "
-            f"and each step's is that of one device, within {TIMES:.0f} times the noise (relative) or {LOSS['fp32']:.0e} (fp32), "
-            f"{LOSS['bf16']:.0e} (bf16, fp16). Noise: the distance of two runs on one device with other micro-batches. –: refused before "
-            f"launch. Every optimizer with task={given['tasks'][0]}, every task and adapter with optim={given['optims'][0]}; of tasks, "
-            "those that take plain text.",
+            f"and each step's is that of one device, within {TIMES:.0f} times the noise (relative) or "
+            + ", ".join(f"{least:.0e} ({precision})" for precision, least in LOSS.items())
+            + ". Noise: the distance of two runs on one device with other micro-batches. –: refused before launch. Every optimizer with "
+            f"task={given['tasks'][0]}, every task and adapter with optim={given['optims'][0]}; of tasks, those that take plain text.",
             f"The real loop, {STEPS} steps of 7 rows, models of one layer of width 32, dropout 0, two processes (hsdp: 2 × 2), "
             f"gloo over loopback; {time.monotonic() - began:.0f} s. Made by `python benchmarks/support.py`.",
             markdown(rows, strategies),
