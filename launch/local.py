@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.choices import ConfigError, choice, placement
+from trainer.process import STOPPING
 
 from . import Handle, Launcher
 from .devices import GPUs, capabilities, find_gpus
@@ -91,6 +92,17 @@ def require_precision(config: Config, gpus: GPUs) -> None:
         )
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """What is started inside gets Ctrl-C and SIGTERM once it asks for them: an interpreter that has only begun would fall over them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@_signals_held()
 def start_agent(command: list[str], lock: int | None = None) -> subprocess.Popen[bytes]:
     """Start an agent in a session of its own: a terminal's Ctrl-C reaches the front door alone, which passes it on."""
     sys.stdout.flush()

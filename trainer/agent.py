@@ -21,7 +21,7 @@ from types import FrameType
 
 from trainer.atomic import write_text
 from trainer.node import Node
-from trainer.process import outlive_terminal
+from trainer.process import STOPPING, outlive_terminal
 from trainer.run import RunDir
 from trainer.survival import FINISHED, HALTED, KILLED, STOPPED
 from trainer.survival.attempts import newest_committed, next_attempt
@@ -50,8 +50,10 @@ class Agent:
         """Attempts until the run ends. Returns the exit code."""
         stop_file = self.run / "stop"
         stop_file.unlink(missing_ok=True)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPPING:
             signal.signal(number, self._take)
+        # The launcher has held them until here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         attempt, mark, spent = next_attempt(self.run), newest_committed(self.run.checkpoints), 0
         while True:
             self.run.event("launch", attempt=attempt, world_size=self.node.processes, newest_checkpoint=mark)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
+# What asks a run to stop; an agent takes them for all.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def die_with(parent: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,7 @@ import psutil
 import pytest
 from trainer.launch import devices, local
 from trainer.launch.devices import GPUs, find_gpus, selected
-from trainer.launch.local import Local
+from trainer.launch.local import Local, start_agent
 
 from tests.launch.processes import family, launched, new_run, ranks, steps, until
 from trainer.choices import ConfigError
@@ -174,6 +176,16 @@ def test_b10_a_precision_that_a_gpu_lacks_is_refused(
     for part in ("precision=bf16", lacks, os.uname().nodename, "compute capability 7.5", "from 8.0 on", "precision=fp16 or fp32"):
         assert part in str(refused.value)
     assert Local().resources(config("cpu", precision=precision())) == (2, "cpu"), "a CPU computes in it"
+
+
+def test_f17_a_stop_that_comes_before_an_agent_can_take_it_waits() -> None:
+    """It is sent while the interpreter begins, which would end with exit code 1 and a traceback."""
+    lines = ["import signal, sys, time", "signal.signal(signal.SIGINT, lambda *_: sys.exit(7))"]
+    lines += ["signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])", "time.sleep(60)"]
+    agent = start_agent([sys.executable, "-c", "\n".join(lines)])
+    agent.send_signal(signal.SIGINT)
+    assert agent.wait(60) == 7
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "of this process nothing is held"
 
 
 def test_single_is_one_process() -> None:
