@@ -109,13 +109,13 @@ def start_agent(command: list[str], lock: int | None = None) -> subprocess.Popen
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": _search_path()},
+        env=os.environ | {"PYTHONPATH": search_path()},
         start_new_session=True,
         pass_fds=() if lock is None else (lock,),
     )
 
 
-def _search_path() -> str:
+def search_path() -> str:
     """PYTHONPATH for processes started with -P: they search the working directory exactly where this process does."""
     inherited = os.environ.get("PYTHONPATH", "")
     here = os.getcwd()

@@ -76,10 +76,10 @@ def connect(place: RankEnv) -> Store:
             stacklevel=2,
         )
     serves = place.rank == 0 and not place.joins
-    address = _reachable(place.address) if serves and place.size > place.local_size else place.address
+    address = _served(place) if serves else place.address
     descriptor = None
     if serves:
-        descriptor = place.store_fd if place.store_fd is not None else _listen(address, place.port)
+        descriptor = place.store_fd if place.store_fd is not None else listen(place).detach()
     try:
         store = TCPStore(
             address,
@@ -93,6 +93,11 @@ def connect(place: RankEnv) -> Store:
     except (DistError, RuntimeError) as error:
         raise ConnectionError(f"no store at {place.address}:{place.port} for rank {place.rank} of {place.size}: {error}") from error
     return PrefixStore(f"attempt-{place.attempt}", store)
+
+
+def _served(place: RankEnv) -> str:
+    """The address on which rank 0 serves the store: other nodes must reach it, where there are any."""
+    return _reachable(place.address) if place.size > place.local_size else place.address
 
 
 def _reachable(name: str) -> str:
@@ -118,8 +123,12 @@ def _reachable(name: str) -> str:
         ) from error
 
 
-def _listen(address: str, port: int) -> int:
-    """A listening socket on this one address, where torch's own would take every interface of the host (S07)."""
+def listen(place: RankEnv) -> socket.socket:
+    """Where rank 0 serves the store of its world, on this one address: torch's own would take every interface of the host (S07).
+
+    Raises ConnectionError. Port 0: one that is free.
+    """
+    address, port = _served(place), place.port
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -131,7 +140,7 @@ def _listen(address: str, port: int) -> int:
             f"rank 0 cannot listen on {address}:{port}: {error.strerror or error}; "
             "MASTER_ADDR must be an address of rank 0's host, and MASTER_PORT a free port there"
         ) from error
-    return listener.detach()
+    return listener
 
 
 def start(config: Config, place: RankEnv, store: Store | None = None) -> World:
@@ -178,8 +187,7 @@ def _device(kind: str, place: RankEnv) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    # Slurm can give each task a view of its own GPU alone, which every one of them then calls number 0.
-    index = 0 if place.launcher == "slurm" and visible == 1 else place.local_rank
+    index = 0 if place.own_view and visible == 1 else place.local_rank
     if index >= visible:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise ConfigError(

@@ -25,6 +25,7 @@ class RankEnv:
 
     launcher: who started it: agent, torchrun, slurm, environment (the variables alone). joins: the launcher serves the store, no rank does.
     store_fd: a listening socket that rank 0 inherited for the store. threads: CPU threads of a rank, where the launcher decided.
+    own_view: each rank of a node may see its own GPU alone, which every one of them then calls number 0.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class RankEnv:
     store_fd: int | None = None
     device: str | None = None
     threads: int | None = None
+    own_view: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size):
@@ -76,7 +78,16 @@ def agent_rank(env: Mapping[str, str]) -> RankEnv | None:
         store_fd=int(descriptor) if descriptor else None,
         device=env.get("TRAINER_DEVICE"),
         threads=int(threads) if threads.isdecimal() else None,
+        own_view="TRAINER_OWN_VIEW" in env,
     )
+
+
+def agent_variables(place: RankEnv) -> dict[str, str]:
+    """What `agent_rank` reads of a rank that this process starts."""
+    found = place.variables() | {"TRAINER_ATTEMPT": str(place.attempt), "TRAINER_AGENT_PID": str(os.getpid())}
+    given = {"TRAINER_STORE_FD": place.store_fd, "TRAINER_DEVICE": place.device, "OMP_NUM_THREADS": place.threads}
+    given["TRAINER_OWN_VIEW"] = place.own_view or None
+    return found | {name: str(value) for name, value in given.items() if value is not None}
 
 
 def foreign_rank(env: Mapping[str, str]) -> RankEnv | None:
@@ -131,6 +142,7 @@ def _from_slurm(env: Mapping[str, str]) -> RankEnv | None:
         port=int(env.get("MASTER_PORT") or 20000 + (job * 101 + int(step)) % 12000),
         launcher="slurm",
         attempt=int(env.get("SLURM_RESTART_COUNT") or 0),
+        own_view=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a process of a run does with itself: die with its parent, outlive its terminal, collect garbage between steps only."""
+"""What a process of a run does with itself: die with its parent, outlive its terminal, end in order, collect garbage between steps only."""
 
 from __future__ import annotations
 
@@ -68,6 +68,24 @@ def outlive_terminal() -> None:
     """Make standard output and error survive the end of whoever reads them."""
     sys.stdout = Terminal(sys.stdout)  # type: ignore[assignment]
     sys.stderr = Terminal(sys.stderr)  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt, also where this was started in the background, which ignores the former.
+
+    Only the main thread may set handlers; elsewhere nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

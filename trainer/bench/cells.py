@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig
 
+from trainer.bench.launching import HERE, Machines
 from trainer.bench.window import LOOKED
 from trainer.choices import ConfigError, find
 from trainer.composition import compose_tree, parse, sweep, to_config
@@ -49,7 +50,7 @@ class Scaling(str, Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """How each cell is measured. warmup, steps: of a repeat; processes: counts on this machine, empty: what the launcher chooses."""
+    """How each cell is measured. warmup, steps: of a repeat; processes: numbers of them, empty: what the launcher chooses."""
 
     repeats: int = 5
     steps: int = 20
@@ -89,7 +90,7 @@ class Cell:
         return UNNAMEABLE.sub("_", self.label.replace(" ", ",")) or "cell"
 
 
-def cells_of(overrides: Sequence[str], plan: Plan, folder: Path) -> list[Cell]:
+def cells_of(overrides: Sequence[str], plan: Plan, folder: Path, machines: Machines = HERE) -> list[Cell]:
     """Every cell that the words ask for, those that cannot be with the reason. Raises ConfigError where none can, as the first says."""
     given = {override.key_or_group for override in parse(overrides)}
     if budget := given & set(BUDGETS):
@@ -98,7 +99,7 @@ def cells_of(overrides: Sequence[str], plan: Plan, folder: Path) -> list[Cell]:
         raise ConfigError("launcher.processes: in a bench these are processes=1,2,…")
     found: dict[tuple[tuple[str, str], ...], Cell] = {}
     for job in sweep(list(overrides)):
-        for cell in _cells(job, plan):
+        for cell in _cells(job, plan, machines):
             found.setdefault(tuple(cell.settings.items()), cell)
     cells = list(found.values())
     if all(cell.state is State.refused for cell in cells):
@@ -107,7 +108,7 @@ def cells_of(overrides: Sequence[str], plan: Plan, folder: Path) -> list[Cell]:
     return cells
 
 
-def _cells(job: list[str], plan: Plan) -> Iterator[Cell]:
+def _cells(job: list[str], plan: Plan, machines: Machines) -> Iterator[Cell]:
     """The cells of one combination of words: one for each number of processes."""
     words = [word for word in job if word.split("=")[0] not in _PLACES]
     values = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
@@ -124,22 +125,15 @@ def _cells(job: list[str], plan: Plan) -> Iterator[Cell]:
         return
     for count in counts:
         try:
-            placed = _placed(config, config.strategy.processes or count, plan.scaling)
+            placed, world = machines.placed(config, config.strategy.processes or count)
+            config.strategy.fits(world, machines.per_node(world))
         except ConfigError as error:
             yield Cell(settings | {"processes": str(count or UNKNOWN)}, words, state=State.refused, reason=str(error))
             continue
-        world = placed.launcher.ready(placed)
-        # What weak scaling makes of the global batch is said by processes.
+        if plan.scaling is Scaling.weak:
+            # Not in the settings: it is said by processes.
+            placed = dataclasses.replace(placed, global_batch=placed.global_batch * world)
         yield Cell(settings | {"processes": str(world)}, words, config=placed, world=world)
-
-
-def _placed(config: Config, processes: int | None, scaling: Scaling) -> Config:
-    """The configuration on so many processes; None: as many as its launcher chooses. Raises ConfigError where they cannot be."""
-    if processes is not None:
-        config = dataclasses.replace(config, launcher=dataclasses.replace(config.launcher, processes=processes))
-    world = config.launcher.ready(config)
-    config.strategy.fits(world, world)
-    return dataclasses.replace(config, global_batch=config.global_batch * world) if scaling is Scaling.weak else config
 
 
 def _tree(words: list[str], has_task: bool) -> DictConfig:
@@ -166,7 +160,7 @@ def _alone(config: Config) -> Config:
     from trainer.launch.local import Local
 
     if not isinstance(config.launcher, Local):
-        raise ConfigError(f"launcher={config.launcher.name}: a bench measures on this machine; leave it out")
+        raise ConfigError(f"launcher={config.launcher.name}: a bench starts its processes itself; leave it out")
     tracking, kept = cast(Any, config.tracking), cast(Any, config.checkpoint)
     return dataclasses.replace(
         config,

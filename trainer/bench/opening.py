@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from trainer.bench.cells import Cell, Plan, State, cells_of
 from trainer.bench.conditions import conditions, differences
+from trainer.bench.launching import HERE, Machines
 from trainer.bench.results import RESULTS, Results, load
 from trainer.choices import ConfigError
 from trainer.composition import compose_tree, parse, to_config
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 class Request:
     """A bench as it was asked for. tracking: a configuration whose tracking says where results go beside the folder."""
 
+    machines: Machines
+
     name: str
     folder: Path
     cells: list[Cell]
@@ -35,7 +38,7 @@ class Request:
     tracking: Config
 
 
-def requested(words: list[str], plan: Plan) -> Request:
+def requested(words: list[str], plan: Plan, machines: Machines = HERE) -> Request:
     """What the words ask for. Raises ConfigError for what nothing can be measured of."""
     overrides, flags = split(words)
     if flags - {"-m", "--multirun"}:
@@ -47,10 +50,10 @@ def requested(words: list[str], plan: Plan) -> Request:
     texts = {key: str(given[key].value()) for key in ("name", "output_dir", "resume.overwrite") if key in given}
     name = texts.get("name") or _name(overrides)
     folder = Path(texts.get("output_dir") or f"runs/bench-{name}").absolute()
-    cells = cells_of(overrides, plan, folder)
+    cells = cells_of(overrides, plan, folder, machines)
     tracked = [word for word in overrides if word.split("=")[0].startswith("tracking")]
     tracking = to_config(with_budget(compose_tree(tracked)))
-    return Request(name, folder, cells, plan, texts.get("resume.overwrite", "").lower() == "true", tracking)
+    return Request(machines, name, folder, cells, plan, texts.get("resume.overwrite", "").lower() == "true", tracking)
 
 
 def _name(overrides: list[str]) -> str:
@@ -65,7 +68,8 @@ def opened(request: Request) -> Results:
     Raises ConfigError where the folder holds another bench, or the conditions are others.
     """
     kinds = {cell.config.launcher.resources(cell.config)[1] for cell in request.cells if cell.config is not None}
-    now = conditions("cuda" if "cuda" in kinds else "cpu")
+    kind = "cuda" if "cuda" in kinds else "cpu"
+    now = conditions(kind) | request.machines.conditions(kind)
     command = shlex.join(["trainer", *redacted_words(sys.argv[1:])])
     fresh = Results(f"bench-{request.name}", command, request.plan, now, request.cells)
     path = request.folder / RESULTS

@@ -1,28 +1,24 @@
 """Each cell once a round, the first one of a round changing, so that whatever else the machine does meets all of them alike.
 
-A repeat is a launch of its own: agent, ranks, build, warm-up, measured steps. What it came to is kept before the next one starts.
+A repeat is a launch of its own: ranks, build, warm-up, measured steps. What it came to is kept before the next one starts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.bench.cells import Cell, Plan, State
-from trainer.bench.launching import Measured
-from trainer.bench.rank import FOLDER, WINDOW
+from trainer.bench.launching import HERE, LaunchError, Machines
+from trainer.bench.rank import FOLDER
 from trainer.bench.results import RATE, Results, gathered
 from trainer.bench.window import LOOKED
 from trainer.choices import ConfigError
 from trainer.front_door import make_ready
+from trainer.process import interruptible
 from trainer.run import RunDir
 from trainer.tracking.figures import rate
 from trainer.tracking.progress import duration
@@ -34,14 +30,14 @@ _NO_MEMORY = ("OutOfMemoryError", "out of memory", "can't allocate memory", "CUB
 Say = Callable[[str], None]
 
 
-def measure(results: Results, folder: Path, say: Say) -> bool:
+def measure(results: Results, folder: Path, say: Say, machines: Machines = HERE) -> bool:
     """Measure what is missing. False: it was interrupted, and what is there stands."""
     try:
-        with _interruptible():
+        with interruptible():
             for cell in _open(results):
-                _ready(cell, folder, say)
+                _ready(cell, say, machines)
                 results.write(folder)
-            _rounds(results, folder, say)
+            _rounds(results, folder, say, machines)
     except KeyboardInterrupt:
         results.write(folder)
         return False
@@ -49,26 +45,11 @@ def measure(results: Results, folder: Path, say: Say) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the bench in order, also where it was started in the background, which ignores the former."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _open(results: Results) -> list[Cell]:
     return [cell for cell in results.cells if cell.config is not None and cell.state is State.pending]
 
 
-def _ready(cell: Cell, folder: Path, say: Say) -> None:
+def _ready(cell: Cell, say: Say, machines: Machines) -> None:
     """Data, checks, and the micro-batch where it is to be found: once a cell, before anything is measured."""
     config = cell.config
     assert config is not None
@@ -80,7 +61,7 @@ def _ready(cell: Cell, folder: Path, say: Say) -> None:
     run.path.mkdir(parents=True, exist_ok=True)
     try:
         with spoken_into(run.path / "front-door.log"):
-            cell.config = make_ready(dataclasses.replace(config, launcher=_launcher(cell)), run, cell.world)
+            cell.config = make_ready(config, run, cell.world, machines.per_node(cell.world))
     except ConfigError as error:
         memory = _is_memory(str(error)) or "not even one row fits" in str(error)
         cell.state, cell.reason = State.no_memory if memory else State.refused, str(error)
@@ -89,12 +70,7 @@ def _ready(cell: Cell, folder: Path, say: Say) -> None:
     cell.micro_batch = int(run.placement["micro_batch"])
 
 
-def _launcher(cell: Cell) -> Measured:
-    assert cell.config is not None
-    return Measured(processes=cell.config.launcher.processes)
-
-
-def _rounds(results: Results, folder: Path, say: Say) -> None:
+def _rounds(results: Results, folder: Path, say: Say, machines: Machines) -> None:
     plan = results.plan
     cells, began, launched = _open(results), time.monotonic(), 0
     for number in range(plan.repeats):
@@ -102,7 +78,7 @@ def _rounds(results: Results, folder: Path, say: Say) -> None:
         for cell in cells[start:] + cells[:start]:
             if len(cell.repeats) > number or cell.state is not State.pending:
                 continue
-            _repeat(cell, plan)
+            _repeat(cell, plan, machines)
             results.write(folder)
             launched += 1
             left = sum(max(0, plan.repeats - len(each.repeats)) for each in cells if each.state is State.pending)
@@ -120,36 +96,22 @@ def _told(cell: Cell) -> str:
     return f"{rate(last[RATE])} tokens/s, {1000 * last['seconds'] / len(last['step_seconds']):,.1f} ms a step"
 
 
-def _repeat(cell: Cell, plan: Plan) -> None:
-    """Launch, wait, and read what the ranks have measured. Raises KeyboardInterrupt where the launch was stopped."""
+def _repeat(cell: Cell, plan: Plan, machines: Machines) -> None:
+    """Launch, wait, and take what the ranks have measured. Raises KeyboardInterrupt where the launch was stopped."""
     assert cell.config is not None
     run = RunDir(cell.config.output_dir)
     shutil.rmtree(run / FOLDER, ignore_errors=True)
     # What costs time is looked at once.
     window = {"warmup": plan.warmup, "steps": plan.steps, "looked": 0 if cell.repeats else LOOKED}
-    failures = len(run.events("failure"))
-    with run.locked() as lock, spoken_into(run.path / "launch.log"), _told_to_ranks(json.dumps(window)):
-        code = _launcher(cell).submit(run.path, cell.config, lock=lock.fileno()).wait()
-    if code >= 128 or code == 75:
-        raise KeyboardInterrupt
-    if code == 0:
-        files = sorted((run / FOLDER).glob("rank-*.json"))
-        cell.repeats.append(gathered([json.loads(file.read_text()) for file in files], cell.config.sequence_length))
+    try:
+        with run.locked() as lock, spoken_into(run.path / "launch.log"):
+            ranks = machines.launch(cell, run, window, lock.fileno())
+    except LaunchError as error:
+        cell.reason = str(error)
+        cell.state = State.no_memory if _is_memory(cell.reason) else State.failed
         return
-    told = [str(event["reason"]) for event in run.events("failure")[failures:]]
-    reason = told[-1] if told else f"exit code {code}; {run.path / 'launch.log'} says why"
-    cell.state, cell.reason = State.no_memory if _is_memory(reason) else State.failed, reason
+    cell.repeats.append(gathered(ranks, cell.config.sequence_length))
 
 
 def _is_memory(reason: str) -> bool:
     return any(words in reason for words in _NO_MEMORY)
-
-
-@contextlib.contextmanager
-def _told_to_ranks(window: str) -> Iterator[None]:
-    """By the environment, which agent and ranks inherit."""
-    os.environ[WINDOW] = window
-    try:
-        yield
-    finally:
-        del os.environ[WINDOW]

@@ -114,6 +114,10 @@ def about(results: Results) -> list[str]:
     plan, where = results.plan, results.conditions
     shared = ", ".join(f"{key}={value}" for key, value in common(results.cells).items() if value and key not in heads(results))
     devices = f"{where['devices']} × {where['device']}" if where.get("devices") else f"{where['device']}, {where['cores']} cores"
+    if (nodes := where.get("nodes", 1)) > 1:
+        devices = f"{devices} on {nodes} nodes" if where.get("devices") else f"{nodes} nodes, each {devices}"
+    if (launcher := where.get("launcher", "local")) != "local":
+        devices = f"{devices}, started by {launcher}"
     versions = where.get("versions", {})
     return [
         shared,

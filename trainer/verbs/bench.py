@@ -3,21 +3,25 @@
 trainer bench model=gpt2_small,bert_base precision=fp32,bf16 micro_batch=auto,8
 trainer bench strategy=ddp,zero2,fsdp processes=1,2,4 scaling=weak
 trainer bench compare runs/bench-before runs/bench-after threshold=0.05
+torchrun --nnodes=2 --nproc-per-node=8 … -m trainer bench processes=1,2,4,8,16 scaling=weak
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.choices import ConfigError
-from trainer.environment import foreign_rank
+from trainer.environment import RankEnv, foreign_rank
 from trainer.options import option, parse, taken, usage
 
 if TYPE_CHECKING:
     from trainer.bench.cells import Plan
+    from trainer.bench.launching import Machines
     from trainer.bench.results import Results
 
 SUMMARY = "measure throughput: models, strategies, precisions, micro-batches, processes; compare two benches"
@@ -32,7 +36,7 @@ class Options:
     repeats: int = option(5, help="launches of each cell, in turns")
     steps: int = option(20, help="measured steps of a launch")
     warmup: int = option(5, help="steps before them")
-    processes: str | None = option(None, help="processes on this machine, with commas; default: what the launcher chooses")
+    processes: str | None = option(None, help="numbers of processes, with commas; default: what the launcher chooses")
     scaling: str = option("strong", help="strong: more processes share the global batch; weak: each brings one of its own")
 
 
@@ -56,8 +60,30 @@ def run(words: list[str]) -> int:
         print("  and the words of `trainer train`, several values with commas. Results lie in runs/bench-NAME.")
         print(usage(CompareOptions, "bench compare A B"))
         return 0
-    if foreign_rank(os.environ) is not None:
-        raise ConfigError("bench starts the processes that it measures itself: type it once, not under torchrun, srun or another launcher")
+    place = foreign_rank(os.environ)
+    if place is not None and place.rank > 0:
+        from trainer.bench.supervising import follow
+
+        return follow(place)
+    with _machines(place) as machines:
+        return _measured(own, rest, machines)
+
+
+@contextlib.contextmanager
+def _machines(place: RankEnv | None) -> Iterator[Machines]:
+    """What ranks are started on: this machine, or what another launcher gave, whose rank 0 is here."""
+    if place is None:
+        from trainer.bench.launching import HERE
+
+        yield HERE
+        return
+    from trainer.bench.crew import assembled
+
+    with assembled(place) as crew:
+        yield crew
+
+
+def _measured(own: list[str], rest: list[str], machines: Machines) -> int:
     options = parse(own, Options, "bench")
     assert options is not None
     plan = plan_of(options)
@@ -69,13 +95,13 @@ def run(words: list[str]) -> int:
     from trainer.run import RunDir
 
     out = console()
-    request = requested(rest, plan)
+    request = requested(rest, plan, machines)
     with RunDir(request.folder).locked():
         results = opened(request)
         for cell in results.cells:
             if cell.state is State.refused:
                 out.print(f"[yellow]{cell.label}[/]: refused: {cell.reason}", soft_wrap=True)
-        whole = measure(results, request.folder, lambda line: out.print(line, markup=False, soft_wrap=True))
+        whole = measure(results, request.folder, lambda line: out.print(line, markup=False, soft_wrap=True), machines)
         out.print()
         tables.show_results(out, results)
         page.write(results, request.folder)
