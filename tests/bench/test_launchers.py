@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -54,8 +55,11 @@ def test_one_allocation_of_torchrun_measures_every_number_of_processes(folder: P
 
 def ranks(supervisors: list[subprocess.Popen[str]]) -> list[psutil.Process]:
     """The processes that are measured."""
-    below = [psutil.Process(each.pid).children() for each in supervisors if each.poll() is None]
-    return [child for children in below for child in children if "trainer.bench.rank" in child.cmdline()]
+    found = []
+    for each in supervisors:
+        with contextlib.suppress(psutil.Error):  # git, for one, is gone before it is asked
+            found += [child for child in psutil.Process(each.pid).children() if "trainer.bench.rank" in child.cmdline()]
+    return found
 
 
 def test_a_signal_to_one_task_of_srun_ends_all(folder: Path) -> None:
