@@ -27,8 +27,8 @@ from benchmarks.peers.work import Work
 from trainer import mfu
 from trainer.config import Config
 
-# Of a contest's time, what a search may take beyond the first size of each loop.
-SEARCHING = 0.35
+# Of a contest's time, what may be over before a loop that compiles tries a second size, which is long.
+SEARCHING = 0.5
 
 
 def tolerance(config: Config) -> float:
@@ -168,18 +168,19 @@ def hold(
 
 
 def _search(contest: Contest, name: str, grid: Sequence[int], look: int, turn: Callable[..., Pace | None]) -> None:
-    """The micro-batch at which a loop is fastest. One that compiles begins with that of the same loop without, in case that there is no
+    """The micro-batch at which a loop is fastest. A peer that compiles begins with that of the same loop without, in case that there is no
     time for another."""
     clock = "wall" if torch.cuda.is_available() else "cpu"
-    simple = contest.chosen.get(name.split(",")[0], grid[0])
+    simple = name.split(",")[0]
+    begin = contest.chosen.get(simple, grid[0])
     if not look or name == NANOGPT:
         # That one is long to start, and is held against ours at the micro-batch that ours takes.
         contest.chosen[name] = contest.chosen.get(OURS, grid[0])
         return
     best, steps, looks = None, min(look, contest.work.config.steps or look), contest.looks.setdefault(name, {})
-    for micro in sorted(grid, key=lambda size: size != simple):
+    for micro in sorted(grid, key=lambda size: size != begin):
         tried = contest.work.with_(micro_batch=micro, steps=steps, log_every=1)
-        pace = turn(name, f"search, micro-batch {micro},", tried, 1, SEARCHING if looks else 1.0)
+        pace = turn(name, f"search, micro-batch {micro},", tried, 1, SEARCHING if looks and name != simple else 1.0)
         if pace is None:
             continue
         looks[micro] = pace
