@@ -128,7 +128,7 @@ def benched(repeats: list[dict[str, Any]], on_gpu: bool, energy: bool) -> dict[s
     syncs, first = repeats[0].get("host_syncs_per_step"), repeats[0]
     wrong = [f"clock: {each['clock']}" for each in repeats if each["clock"] != ("device events" if on_gpu else "host")]
     wrong += ["no MFU" for each in repeats if on_gpu and each["mfu"] is None]
-    wrong += ["no energy" for each in repeats if energy and not each["energy_joules"]]
+    wrong += [f"no energy: {each.get('energy_missing')}" for each in repeats if energy and not each["energy_joules"]]
     wrong += [f"{syncs} host synchronisations a step: {first.get('host_syncs')}"] if syncs != 0 else []
     said = ", ".join(f"{each['tokens_per_second']:,.0f} tokens/s" + (f", MFU {each['mfu']:.1%}" if each["mfu"] else "") for each in repeats)
     return {"good": not wrong, "said": "; ".join([said, *wrong]), "figures": {"repeats": repeats}}
