@@ -3,8 +3,9 @@
     benchmarks/gpu.sh [FOLDER]                                   all parts; FOLDER takes the results, default benchmarks/results
     python benchmarks/gpu.py --parts gpt2-124m,syncs [FOLDER]    some, where the packages are there already
 
-Results are written after every part, so that what was measured outlives whatever comes after it. Without a GPU, or with BENCH_TOY=1, every
-part runs at a size for the CPU: then it shows that the script works, and no figure of it says anything about a GPU.
+A part has the smaller of its bound and what is left once the share of those that follow is kept, so that every part gets its turn. Results
+are written after every part, so that what was measured outlives whatever comes after it. Without a GPU, or with BENCH_TOY=1, every part
+runs at a size for the CPU: then it shows that the script works, and no figure of it says anything about a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,100 +29,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks import fast_path, gpu_models, records  # noqa: E402
+from benchmarks import gpu_parts, records  # noqa: E402
+from benchmarks.gpu_parts import TOY  # noqa: E402
 
 Save = Callable[[dict[str, Any]], None]
-TOY = os.environ.get("BENCH_TOY") == "1" or not torch.cuda.is_available()
 TOTAL_SECONDS = float(os.environ.get("BENCH_SECONDS", 570))
-TOLERANCE = 1e-4  # relative, of a loss in fp32: a GPU adds up in an order of its own
-
-SMALL = ("data=text", f"data.path={ROOT}/trainer/**/*.py", "model.layers=1", "model.hidden=32", "model.heads=2", "tokenizer.vocab_size=512",
-         "sequence_length=64", "global_batch=4", "micro_batch=2", "launcher.processes=1")  # fmt: skip
-
-# Those of the model's tests that run on a GPU.
-KERNELS = [
-    str(path) for name in ("varlen", "compiled", "linear_cross_entropy", "fp8") for path in ROOT.glob(f"tests/models/test_{name}.py")
-]
-SCALED = ("data=stdlib", "model=gpt2_small", "tokenizer.vocab_size=32768", "sequence_length=1024", "precision=bf16", "micro_batch=16",
-          "steps=40", "log_every=20")  # fmt: skip
-
-
-def quickstart(experiment: str) -> dict[str, Any]:
-    """The quickstart on every GPU, in bf16, at a bounded number of steps."""
-    words = (*SMALL, "steps=4") if TOY else ("steps=300",)
-    with tempfile.TemporaryDirectory() as folder:
-        finish(start(Path(folder) / "run", f"experiment={experiment}", "precision=bf16", *words), f"experiment={experiment}")
-        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
-    wanted = ("loss", "eval_loss", "bits_per_byte", "gzip_bits_per_byte", "masked_accuracy", "next_sentence_accuracy", "tokens_per_second",
-              "mfu", "goodput", "peak_memory_bytes", "world_size", "strategy", "steps")  # fmt: skip
-    figures = {key: summary[key] for key in wanted if summary.get(key) is not None}
-    quality = ", ".join(f"{key} {figures[key]:.3f}" for key in wanted[:6] if key in figures)
-    said = f"{figures['steps']} steps, {quality}, {figures['tokens_per_second']:,.0f} tokens/s"
-    return {"good": True, "said": said, "figures": figures}
-
-
-def parity() -> dict[str, Any]:
-    """The same losses under every strategy, on one device, in fp32: commands as a user types them, at the same time."""
-    strategies = ("single", "zero2") if TOY else ("single", "ddp", "zero2", "fsdp")
-    words = (*SMALL, "steps=4") if TOY else ("steps=20", "global_batch=16", "micro_batch=8", "launcher.processes=1")
-    common = ("experiment=quickstart", "precision=fp32", "log_every=1", *words)
-    with tempfile.TemporaryDirectory() as folder:
-        runs = {name: start(Path(folder) / name, f"strategy={name}", *common) for name in strategies}
-        losses = {}
-        for name, process in runs.items():
-            finish(process, f"strategy={name}")
-            lines = [json.loads(line) for line in (Path(folder) / name / "metrics.jsonl").read_text().splitlines()]
-            losses[name] = [line["loss"] for line in lines if "loss" in line]
-    reference = losses["single"]
-    apart = {
-        name: max(abs(one - other) / abs(other) for one, other in zip(found, reference, strict=True))
-        for name, found in losses.items()
-        if name != "single"
-    }
-    said = f"{len(reference)} steps, furthest from single: " + ", ".join(f"{name} {difference:.1e}" for name, difference in apart.items())
-    return {
-        "good": all(difference <= TOLERANCE for difference in apart.values()),
-        "said": said,
-        "figures": {"apart": apart, "losses": losses},
-    }
-
-
-def scaling() -> dict[str, Any]:
-    """Tokens a second of ddp and fsdp on all GPUs, over as many times those of one, with as many rows for each."""
-    devices = 2 if TOY else torch.cuda.device_count()
-    if devices == 1:
-        return {"good": True, "said": "one GPU: nothing to scale", "figures": {}}
-    words = (*SMALL, "steps=4", "log_every=2") if TOY else SCALED
-    rows = 2 if TOY else 64
-    rates: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for strategy, size in (("single", 1), ("ddp", devices), ("fsdp", devices)):
-            run = Path(folder) / strategy
-            finish(start(run, *words, f"strategy={strategy}", f"launcher.processes={size}", f"global_batch={rows * size}"), strategy)
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            rates[strategy] = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")][-1]
-    shares = {name: rate / rates["single"] / devices for name, rate in rates.items() if name != "single"}
-    said = f"{devices} devices: " + ", ".join(f"{name} {share:.2f} of {devices} × one" for name, share in shares.items())
-    return {"good": True, "said": said, "figures": {"devices": devices, "tokens_per_second": rates, "of_one_each": shares}}
-
-
-def syncs() -> dict[str, Any]:
-    """Host synchronisations of the real loop between two log lines, on one device, as counted and as CUDA itself says."""
-    from benchmarks import counting
-
-    found = {family: counting.count(family, "single", 1, *(() if TOY else ("precision=bf16",))) for family in counting.FAMILIES}
-    total = sum(counts["total"] + sum(counts["cuda_warnings"].values()) for counts in found.values())
-    steps = sum(counts["steps"] for counts in found.values())
-    return {"good": total == 0, "said": f"{total} in {steps} steps (single; GPT and BERT)", "figures": found}
-
-
-def tests(*words: str) -> dict[str, Any]:
-    """pytest on these words; its closing line."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words], cwd=ROOT, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    if done.returncode:
-        raise RuntimeError("\n".join(lines[-40:]) + done.stderr[-1000:])
-    return {"good": True, "said": lines[-1], "figures": {}}
+# Of what the parts that follow may take, what is kept for them.
+KEPT = 0.5
 
 
 @dataclass(frozen=True)
@@ -135,41 +48,61 @@ class Part:
     alone: bool = True
 
 
-# In the order of what would be missed most if the time ran out: what is wrong is not worth a figure.
+def _model(name: str) -> Callable[[float, Save], dict[str, Any]]:
+    def run(seconds: float, save: Save) -> dict[str, Any]:
+        from benchmarks import gpu_models
+
+        return gpu_models.measure(name, TOY, seconds, save)
+
+    return run
+
+
+def _fast_path(seconds: float, save: Save) -> dict[str, Any]:
+    from benchmarks import fast_path
+
+    return fast_path.check()
+
+
+# In the order of what would be missed most if the time ran out: what is wrong is not worth a figure, and says so first. What a part needs
+# is imported by its own process alone.
 PARTS = {
-    "fast_path": Part(60, lambda seconds, save: fast_path.check()),
-    "kernels": Part(60, lambda seconds, save: tests(*KERNELS, "-rs")),
-    **{name: Part(row.seconds, partial(gpu_models.measure, name, TOY)) for name, row in gpu_models.ROWS.items()},
-    "syncs": Part(60, lambda seconds, save: syncs()),
-    "scaling": Part(90, lambda seconds, save: scaling(), alone=False),
-    "parity": Part(120, lambda seconds, save: parity(), alone=False),
-    "quickstart": Part(110, lambda seconds, save: quickstart("quickstart"), alone=False),
-    "quickstart_bert": Part(110, lambda seconds, save: quickstart("quickstart_bert"), alone=False),
+    "fast_path": Part(60, _fast_path),
+    "kernels": Part(40, lambda seconds, save: gpu_parts.kernels()),
+    "syncs": Part(40, lambda seconds, save: gpu_parts.syncs()),
+    "parity": Part(60, lambda seconds, save: gpu_parts.parity(), alone=False),
+    # With all peers.
+    "gpt2-124m": Part(210, _model("gpt2-124m")),
+    "bert-base-512": Part(85, _model("bert-base-512")),
+    "bert-base-128": Part(55, _model("bert-base-128")),
+    "bench": Part(30, lambda seconds, save: gpu_parts.bench()),
+    # Beside Trainer.
+    "bert-base-512-padded": Part(25, _model("bert-base-512-padded")),
+    "gpt2-350m": Part(30, _model("gpt2-350m")),
+    "bert-large-512": Part(20, _model("bert-large-512")),
+    "gpt2-774m": Part(35, _model("gpt2-774m")),
+    "gpt2-1558m": Part(75, _model("gpt2-1558m")),
+    "bert-large-128": Part(20, _model("bert-large-128")),
+    "scaling": Part(90 if torch.cuda.device_count() > 1 else 10, lambda seconds, save: gpu_parts.scaling(), alone=False),
+    "quickstart": Part(25, lambda seconds, save: gpu_parts.quickstart("quickstart"), alone=False),
+    "quickstart_bert": Part(25, lambda seconds, save: gpu_parts.quickstart("quickstart_bert"), alone=False),
 }
 
 
-def start(run: Path, *words: str) -> subprocess.Popen[str]:
-    """`trainer train` in the background, its output in a pipe."""
-    line = [sys.executable, "-m", "trainer", "train", f"output_dir={run}", "tracking.wandb=off", *words]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def granted(bound: float, later: float, left: float) -> float:
+    """The seconds that a part has. later: the bounds of those that follow, together, of which KEPT is kept for them; where the time does
+    not go that far, all of them get less in proportion."""
+    return max(0.0, min(bound, max(left - KEPT * later, left * bound / (bound + later))))
 
 
-def finish(process: subprocess.Popen[str], what: str) -> None:
-    """Wait for it; raises RuntimeError with the end of what it said where it failed."""
-    output = process.communicate()[0]
-    if process.returncode:
-        raise RuntimeError(f"{what}: exit code {process.returncode}\n{output[-3000:]}")
-
-
-def run_part(name: str, seconds: float, path: Path) -> int:
-    """In a part's own process: run it, and write what came out, or how far it got."""
+def run_part(name: str, until: float, path: Path) -> int:
+    """In a part's own process: run it, and write what came out, or how far it got. until: by the clock."""
 
     def save(result: dict[str, Any]) -> None:
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps(result))
         aside.replace(path)
 
-    save(PARTS[name].run(seconds, save))
+    save(PARTS[name].run(until - time.time(), save))
     return 0
 
 
@@ -181,7 +114,7 @@ def run_bounded(name: str, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path, log = Path(folder) / "result.json", Path(folder) / "log"
         with log.open("w") as output:
-            line = [sys.executable, __file__, "--part", name, "--to", str(path), "--seconds", str(seconds)]
+            line = [sys.executable, __file__, "--part", name, "--to", str(path), "--until", str(time.time() + seconds)]
             process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment)
             try:
                 code = process.wait(timeout=seconds)
@@ -195,8 +128,23 @@ def run_bounded(name: str, seconds: float) -> dict[str, Any]:
         if code != 0:
             end = log.read_text(errors="replace").strip()
             why = f"not done after {seconds:.0f} s" if code is None else (end.splitlines() or [f"exit code {code}"])[-1]
-            result |= {"good": False, "said": f"{why}; before that: {result['said']}", "log": end[-4000:]}
+            result |= {"good": False, "late": code is None, "said": f"{why}; before that: {result['said']}", "log": end[-4000:]}
     return result | {"seconds": time.monotonic() - begun}
+
+
+WITHOUT = "fast_path without the kernel"
+
+
+def checked(seconds: float) -> dict[str, dict[str, Any]]:
+    """The part `fast_path`. Where it finds a difference, or breaks, it runs once more without the kernel for several lengths: if that is
+    right, the kernel is wrong, and nothing that follows may rest on it."""
+    results = {"fast_path": run_bounded("fast_path", seconds)}
+    if not results["fast_path"]["good"] and not results["fast_path"].get("late") and os.environ.get("TRAINER_VARLEN") != "0":
+        os.environ["TRAINER_VARLEN"] = "0"
+        results[WITHOUT] = run_bounded("fast_path", seconds)
+        if not results[WITHOUT]["good"]:
+            del os.environ["TRAINER_VARLEN"]
+    return results
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
@@ -217,11 +165,30 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
     software = ", ".join(f"{name} {version}" for name, version in records.versions("lightning").items())
     head = (
         f"# GPU benchmarks\n\n{records.hardware()} ({where}), commit {records.commit()}; {software}; {scale}. "
-        "Every loop trains the same model from the same values on the same batches, in turns: medians (smallest – largest), and geometric "
-        "means of paired ratios (95 % interval). Made by `benchmarks/gpu.sh`."
+        "Every loop trains the same model from the same values on the same batches, in turns, and their losses are compared; but for "
+        "nanoGPT's train.py, which draws values and batches of its own at random. Medians (smallest – largest), and geometric means of "
+        "paired ratios (95 % interval). Made by `benchmarks/gpu.sh`."
     )
+    if os.environ.get("TRAINER_VARLEN") == "0":
+        head += "\n\n**TRAINER_VARLEN=0: the kernel for documents of several lengths is OFF in every figure below**" + (
+            ", as the fast path computes something else with it and the same without." if WITHOUT in results else "."
+        )
     parts = records.table(["part", "good", "seconds", "result"], rows)
-    return "\n\n".join([head, *([gpu_models.goals_table(goals)] if goals else []), *tables, "## Parts", parts, *logs])
+    return "\n\n".join([head, *([goals_table(goals)] if goals else []), *tables, "## Parts", parts, *logs])
+
+
+def goals_table(found: list[dict[str, Any]]) -> str:
+    """All goals beside what was measured."""
+    from trainer import mfu
+
+    def figure(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+    rows = []
+    for each in found:
+        ratio = figure(each["ratio"]) if each["ratio"] else ""
+        rows.append([each["what"], figure(each["goal"]), figure(each["measured"]), ratio, "yes" if each["met"] else "**no**"])
+    return f"## Goals\n\n{mfu.CONVENTION}.\n\n" + records.table(["what", "goal", "measured", "measured ÷ goal", "met"], rows)
 
 
 def main() -> int:
@@ -230,23 +197,23 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="which, in this order")
     parser.add_argument("--part", choices=PARTS, help="run this one in this process")
     parser.add_argument("--to", type=Path, help="where --part writes what came out")
-    parser.add_argument("--seconds", type=float, default=600.0, help="that --part has")
+    parser.add_argument("--until", type=float, default=float("inf"), help="when --part has to end, in seconds since 1970")
     given = parser.parse_args()
     if given.part:
-        return run_part(given.part, given.seconds, given.to)
-    begun, name = time.monotonic(), "gpu-toy" if TOY else "gpu"
+        return run_part(given.part, given.until, given.to)
+    # What the script did before, such as installing, is in its time.
+    begun, name = float(os.environ.get("BENCH_BEGAN", time.time())), "gpu-toy" if TOY else "gpu"
     results: dict[str, dict[str, Any]] = {}
-    for part in given.parts.split(","):
-        left = TOTAL_SECONDS - (time.monotonic() - begun)
-        if left < 10:
+    parts = given.parts.split(",")
+    bounds = [PARTS[part].seconds * (3 if TOY else 1) for part in parts]
+    for number, part in enumerate(parts):
+        left = TOTAL_SECONDS - (time.time() - begun)
+        seconds = granted(bounds[number], sum(bounds[number + 1 :]), left)
+        if seconds < 5:
             results[part] = {"good": False, "said": f"not begun: the {TOTAL_SECONDS:.0f} s were used up", "figures": {}}
-            continue
-        results[part] = run_bounded(part, min(PARTS[part].seconds * (3 if TOY else 1), left))
-        print(f"{part}: {results[part]['said']} ({results[part]['seconds']:.0f} s)", file=sys.stderr, flush=True)
-        if part in ("fast_path", "kernels") and not results[part]["good"]:
-            # Nothing that follows may rest on a kernel that computes something else.
-            os.environ["TRAINER_VARLEN"] = "0"
-            results[part]["said"] += "; what follows is without the kernel for several lengths (TRAINER_VARLEN=0)"
+        else:
+            results |= checked(seconds) if part == "fast_path" else {part: run_bounded(part, seconds)}
+        print(f"{part}: {results[part]['said']} ({results[part].get('seconds', 0):.0f} s)", file=sys.stderr, flush=True)
         path = records.write(name, markdown(results), {"toy": TOY, "parts": results}, given.folder)
     print(markdown(results), f"\nwritten to {path}", sep="\n")
     return 0 if all(result["good"] for result in results.values()) else 1

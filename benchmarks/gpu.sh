@@ -4,15 +4,18 @@
 #     benchmarks/gpu.sh [FOLDER]          FOLDER takes the results; default benchmarks/results
 #
 # Needs Python >= 3.11 with torch, transformers and accelerate. What else is missing is taken from wheels/, which `make wheels` fills on a
-# machine with a network; nothing is installed outside of a temporary folder. The first GPU is measured; with several, scaling, parity and
+# machine with a network, for Python 3.12; nothing is installed outside of a temporary folder. The first GPU is measured; with several, scaling, parity and
 # the quickstarts use all of them.
 #
 #     PYTHON=…          the interpreter; default python3
 #     BENCH_TOY=1       at a size for the CPU, as it also runs where there is no GPU
-#     BENCH_SECONDS=…   for all parts together; default 570
+#     BENCH_SECONDS=…   for all of it, from the start of this script; default 570
 #     BENCH_PARTS=…     some of the parts, by their names in benchmarks/gpu.py, separated by commas
 #     NANOGPT=…         a checkout of nanoGPT, whose train.py then takes part; Lightning Fabric does where it is installed
 set -euo pipefail
+
+BENCH_BEGAN=$(date +%s)
+export BENCH_BEGAN
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 results=$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/results}" && pwd)
@@ -26,13 +29,7 @@ cp -r "$root"/{trainer,conf,launch,tests,benchmarks,pyproject.toml} "$work/tree/
 ln -s ../conf "$work/tree/trainer/conf"
 ln -s ../launch "$work/tree/trainer/launch"
 
-if ! "$python" -c 'import deepspeed, hydra, matplotlib, omegaconf, wandb' 2>/dev/null; then
-    if ! compgen -G "$root/wheels/*.whl" >/dev/null; then
-        echo "$python lacks packages, and wheels/ is empty: run 'make wheels' on a machine with a network, and bring wheels/ along" >&2
-        exit 2
-    fi
-    "$python" -m pip install --disable-pip-version-check -q --no-index --no-deps --target "$work/site" "$root"/wheels/*.whl
-fi
+"$python" "$root/benchmarks/wheels.py" --into "$work/site" "$root/wheels"
 
 export PYTHONPATH="$work/tree:$work/site"
 export TRAINER_CACHE="${TRAINER_CACHE:-$work/cache}"

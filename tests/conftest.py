@@ -26,6 +26,17 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+# Of a module, as hypothesis refuses what is made for one test.
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where to compute: on the CPU, and once more on a GPU where there is one."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data: TRAINER_DATA, else ../shared/data."""

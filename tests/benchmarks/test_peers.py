@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 from benchmarks import contests, throughput
-from benchmarks.contests import FABRIC, NANOGPT, ON_CPU, OURS, PLAIN, TRAINER, Contest
-from benchmarks.pace import Pace, ratio
-from benchmarks.peers import nanogpt
+from benchmarks.contests import Contest
+from benchmarks.pace import STUDENT, Pace, ratio
+from benchmarks.peers import loops, nanogpt
+from benchmarks.peers.loops import FABRIC, LOOPS, NANOGPT, ON_CPU, OURS, PLAIN, TRAINER, TRAINER_COMPILED, compiled
 from benchmarks.peers.rows import IGNORED, Cut, pad
 from benchmarks.peers.work import Work
 from tests.benchmarks.small import SMALL
@@ -40,7 +43,7 @@ def test_losses_equal_those_of_the_peers(family, tmp_path):
     words = {"gpt": ("model=gpt2_tiny",), "bert": ("model=bert_tiny", "task=mlm"), "pairs": ("model=bert_tiny", "task=mlm_nsp")}[family]
     cut = {"gpt": Cut.full, "bert": Cut.half, "pairs": Cut.none}[family]
     contest = hold(work_of(words, tmp_path, cut), tmp_path)
-    assert not contest.failed and contest.chosen == dict.fromkeys(ON_CPU, 6)
+    assert not contest.failed and contest.same and contest.chosen == dict.fromkeys(ON_CPU, 6)
     losses = contest.paces[OURS][0].losses
     assert len(losses) == 5 and losses[-1] < losses[0] - 0.02, "nothing was learned, so equal losses would say little"
     # Noise of another order of summing is a thousandth of this; a wrong denominator or decay group is far above it.
@@ -56,6 +59,48 @@ def test_a_micro_batch_with_another_result_is_not_taken(tmp_path):
     contest = hold(work_of(("model=bert_tiny", "task=mlm"), tmp_path), tmp_path, (PLAIN, TRAINER), (6, 3), rounds=0, look=2)
     assert contest.chosen[TRAINER] == 6 and len(contest.notes) == 1 and "micro-batch 3" in contest.notes[0]
     assert contest.chosen[PLAIN] in (6, 3)
+
+
+def test_a_loop_that_compiles_is_searched_and_compared_and_has_made_a_graph(gpt, tmp_path, monkeypatch):
+    """By a backend that needs no compiler. What ours sets for its process is not there for the next; what made no graph says so."""
+    import torch._dynamo
+
+    seen = []
+
+    def looked(loop):
+        """In the search as it is; rounds are no point here."""
+
+        def run(work, folder, warm):
+            seen.append(torch._dynamo.config.suppress_errors)
+            torch._dynamo.config.suppress_errors = True
+            return loop(work, folder, warm) if work.config.log_every == 1 else Pace(1.0, 1.0)
+
+        return run
+
+    def by_eager(work, folder, warm):
+        if work.config.micro_batch == 3:  # one graph is enough to see
+            return LOOPS[TRAINER](work, folder, warm)
+        return compiled(partial(loops._trainer, torch_compile=True, torch_compile_backend="eager"))(work, folder, warm)
+
+    own = {OURS: LOOPS[OURS], TRAINER: LOOPS[TRAINER], TRAINER_COMPILED: by_eager}
+    monkeypatch.setattr(contests, "LOOPS", {name: looked(loop) for name, loop in own.items()})
+    # Logged at the end alone, as on a GPU: what is compared is a look at the size that is then taken.
+    with torch._dynamo.config.patch(suppress_errors=False):
+        contest = hold(gpt.with_(log_every=10), tmp_path, tuple(own), (6, 3), look=2)
+    assert not contest.failed and len(seen) == 9 and not any(seen)
+    assert contest.same and contest.apart(TRAINER_COMPILED) < 1e-4
+    # It begins with the size of the loop that does not compile.
+    assert next(iter(contest.looks[TRAINER_COMPILED])) == contest.chosen[TRAINER] and len(contest.looks[TRAINER_COMPILED]) == 2
+    del contest.looks[TRAINER_COMPILED]
+    assert not contest.same and "**not compared**" in contests.table(contest), "what was not compared does not pass for the same"
+    with pytest.raises(RuntimeError, match="no graph"):
+        compiled(LOOPS[PLAIN])(gpt, tmp_path / "plain", 1)
+
+
+def test_every_work_of_a_cpu_is_searched_at_two_sizes():
+    for name, kind in throughput.KINDS.items():
+        (batch,) = (int(word.split("=")[1]) for word in kind.words if word.startswith("global_batch="))
+        assert kind.grid == (batch, batch // 2), name
 
 
 def test_a_loop_that_fails_is_named_and_the_others_go_on(gpt, tmp_path, monkeypatch):
@@ -74,13 +119,14 @@ def test_a_loop_that_fails_is_named_and_the_others_go_on(gpt, tmp_path, monkeypa
     assert set(late.failed) == {OURS, PLAIN} and "no time" in late.failed[OURS]
 
 
-def test_the_ratio_has_an_interval_around_its_mean():
+def test_the_ratio_has_an_interval_apaceits_mean():
     found = ratio([1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
     assert found.mean == pytest.approx(2) and found.low == pytest.approx(2) and found.high == pytest.approx(2)
     wide = ratio([1.0, 1.0, 1.0], [1.0, 2.0, 4.0])
     assert wide.mean == pytest.approx(2)
-    # Three logarithms ln 2 apart: t(0.975, 2) = 4.3027 × ln 2 / √3.
-    assert math.log(wide.high / 2) == pytest.approx(4.3027 * math.log(2) / math.sqrt(3), rel=1e-4)
+    # Three logarithms ln 2 apart.
+    assert math.log(wide.high / 2) == pytest.approx(stats.t.ppf(0.975, 2) * math.log(2) / math.sqrt(3), rel=1e-4)
+    assert pytest.approx([stats.t.ppf(0.975, count) for count in range(1, 31)], rel=1e-4) == list(STUDENT)
     assert wide.low * wide.high == pytest.approx(4)
 
 

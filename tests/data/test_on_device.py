@@ -20,6 +20,7 @@ def test_on_a_cpu_steps_are_what_the_loader_gave():
     assert all(one is other for one, other in zip(on_device(iter(given), torch.device("cpu")), given, strict=True))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="copying beside a computation needs a GPU")
 def test_on_a_gpu_a_step_sees_its_own_values_though_the_host_is_ahead():
     device, work = torch.device("cuda"), torch.randn(2048, 2048, device="cuda")
