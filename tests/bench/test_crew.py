@@ -21,6 +21,7 @@ from trainer.bench.crew import Crew
 from trainer.bench.launching import LaunchError
 from trainer.bench.supervising import nodes_of, serve, sizes_of
 from trainer.environment import RankEnv, cores
+from trainer.node import within_machine
 from trainer.run import RunDir
 
 WINDOW = {"warmup": 1, "steps": 2, "looked": 0}
@@ -58,7 +59,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    for name in within_machine():
+        monkeypatch.delenv(name, raising=False)  # other tests speak within the machine alone
     made = Bench(tmp_path / "run")
     others = [threading.Thread(target=serve, args=(place(rank, 0), Board(made.store(), rank), MODULE)) for rank in (1, 2)]
     for thread in others:
