@@ -20,8 +20,7 @@ ADAPTERS: dict[str, Any] = {**RUNS, **KINDS}
 IN_FRONT = ("prompt", "p_tuning", "prefix")
 # Each adapter under two of them at least; all are in benchmarks/support.py, without resumes and exports.
 CUT = {
-    "zero1": ("p_tuning", "dora"),
-    "zero2": ("prompt", "ia3", "bottleneck"),
+    "zero2": ("prompt", "p_tuning", "ia3", "bottleneck"),
     "zero3": (*IN_FRONT, "dora", "bottleneck"),
     "fsdp": ("prompt", "prefix", "dora", "ia3"),
 }
