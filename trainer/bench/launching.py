@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from trainer.bench.rank import FOLDER, WINDOW
 from trainer.launch.local import Local
@@ -23,27 +23,23 @@ class LaunchError(Exception):
     """A launch that measured nothing; says why."""
 
 
-class Machines:
+class Machines(Protocol):
     """What there is to start ranks on."""
 
     def placed(self, config: Config, processes: int | None) -> tuple[Config, int]:
         """The configuration on so many processes, None: as many as there are to be; and their number. Raises ConfigError."""
-        raise NotImplementedError
 
     def per_node(self, world: int) -> int:
         """Of so many processes those on the first node."""
-        raise NotImplementedError
 
     def conditions(self, kind: str) -> dict[str, Any]:
         """What belongs to the conditions of figures. kind: of the devices (cpu, cuda)."""
-        raise NotImplementedError
 
     def launch(self, cell: Cell, run: RunDir, window: dict[str, int], lock: int) -> list[dict[str, Any]]:
         """Start all ranks of a cell, wait for them, and return what each has measured.
 
         window: fields of a `Window`. lock: descriptor of the run's held lock. Raises LaunchError; KeyboardInterrupt where it was stopped.
         """
-        raise NotImplementedError
 
 
 class Measured(Local):

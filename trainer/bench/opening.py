@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """A bench as it was asked for. tracking: a configuration whose tracking says where results go beside the folder."""
+    """A bench as it was asked for. machines: where its ranks start. tracking: a configuration whose tracking says where results go beside
+    the folder."""
 
     machines: Machines
-
     name: str
     folder: Path
     cells: list[Cell]
